@@ -1,0 +1,62 @@
+# Everything a developer does, by name. `make` alone lists it.
+BIN := .venv/bin
+
+# Services that must be there when tests run: a missing one is a failure, not a skip. `make test REQUIRE=` skips.
+REQUIRE ?= all
+# Passed to pytest: make test PYTEST='-k prefix -x'
+PYTEST ?=
+
+QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
+	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
+	tests/conformance/nbd
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-qemu10 check up down lint types fmt schemas lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Debian packages, .venv, Kafka's jars; quick when all is there
+	@scripts/setup
+
+demo: setup ## the main job on a real QEMU disk, with everything real; leaves nothing running
+	@$(BIN)/python scripts/demo.py
+
+test: setup ## all tests, on real Kafka, Redis and QEMU
+	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PYTEST)
+
+test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
+	@scripts/qemu-backports .cache/qemu-10
+	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PYTEST) $(QEMU_TESTS)
+
+check: lint types ## all that needs no service, in under a minute
+	$(BIN)/python schemas/generate.py --check
+	$(BIN)/pytest -q -m "not kafka and not redis and not qemu" tests/unit tests/conformance
+
+up: setup ## start a stack on this machine
+	@$(BIN)/rephub up --detach
+
+down: ## stop it
+	@$(BIN)/rephub down
+
+lint: ## ruff and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: ## mypy, strict
+	$(BIN)/mypy
+
+fmt: ## format, and fix what can be fixed safely
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: ## write the typed records from the .avsc files
+	$(BIN)/python schemas/generate.py
+
+lock: ## pin what pyproject.toml asks for, keeping versions that are pinned
+	@scripts/lock
+
+clean: ## remove caches and build results; .venv and jars stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

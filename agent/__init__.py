@@ -1,0 +1,1 @@
+"""The RepAgent: captures, journals, reads for sync; `docs/agent.md`."""

@@ -1,0 +1,288 @@
+"""One attachment as the control process holds it: epoch, worker, filter in QEMU, source for sync; from take to let-go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from rephub.agent import attach, discover, epochs, source
+from rephub.agent.attachment import AttachmentSpec
+from rephub.agent.epochs import Hint
+from rephub.agent.parts import Parts
+from rephub.agent.plan import Held
+from rephub.agent.vm import Vm
+from rephub.agent.vms import User
+from rephub.agent.workers import Owner, WorkerProcess
+from rephub.core.config import socket_path
+from rephub.core.errors import RephubError, UnavailableError
+from rephub.projections.catalogue import Volume
+
+OPEN_SECONDS = 25.0
+"""The worker connects to Kafka, which has a deadline of its own below this."""
+
+SYNC_SECONDS = 10.0
+"""The worker only begins."""
+
+DRAIN_SECONDS = 12.0
+"""Acks of what is queued: a little more than a batch's own deadline."""
+
+CLOSE_SECONDS = 5.0
+"""Beyond the drain."""
+
+JOB_ENDS = {
+    "BLOCK_JOB_ERROR": "QEMU reports an error of the mirror",
+    "BLOCK_JOB_COMPLETED": "the mirror ended",
+    "BLOCK_JOB_CANCELLED": "somebody cancelled the mirror",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Keeper(User, Owner, Protocol):
+    """Who holds: is told of losses."""
+
+
+class Hold:
+    """An attachment; `take` makes one.
+
+    Args:
+        volume: as the catalogue had it when the attachment was made.
+        parts: of the process.
+        keeper: is told when capture ends.
+    """
+
+    def __init__(self, volume: Volume, parts: Parts, keeper: Keeper) -> None:
+        self.volume = volume
+        self.held = Held(0, uuid.uuid4().hex, -1)
+        self.size_bytes = volume.size_bytes
+        self.taken_at = time.monotonic()
+        self._parts = parts
+        self._keeper = keeper
+        self._node = volume.node
+        self._names = attach.names(volume.node, 0)
+        self._server_path = source.own_path(parts.settings, volume.qmp)
+        self._source: source.Source | None = None
+        self.worker: WorkerProcess | None = None
+
+    @classmethod
+    async def take(cls, volume: Volume, parts: Parts, keeper: Keeper, hints: list[Hint], reason: str) -> Hold:
+        """Attach: take an epoch, open capture in a worker, put the filter into QEMU.
+
+        Args:
+            volume: what to attach.
+            parts: of the process.
+            keeper: is told when capture ends.
+            hints: offsets at which an epoch was known.
+            reason: why; stands in the journal.
+
+        Raises:
+            RephubError: why not; QEMU and worker are as they were (an epoch may be used up).
+        """
+        hold = cls(volume, parts, keeper)
+        vm = await parts.vms.get(volume.qmp, keeper)
+        try:
+            async with parts.vms.changing(vm):
+                await hold._prepare(vm)
+            # Kafka may take its time: QEMU is not held meanwhile.
+            await hold._claim(hints, reason)
+            async with parts.vms.changing(vm):
+                await hold._attach(vm)
+        except BaseException:
+            if hold.worker is None:
+                parts.vms.give_back(volume.qmp, keeper)
+                raise
+            # Cancelled after the filter was in: the caller never gets this hold.
+            await hold.let_go()
+            raise
+        return hold
+
+    async def begin_sync(self) -> None:
+        """Start a full sync in the worker; the keeper hears of its end.
+
+        Raises:
+            RephubError: it did not start.
+        """
+        assert self.worker is not None
+        assert self._source is not None
+        self.held.sync_begun = True
+        address = self._source.address
+        try:
+            await self.worker.call(
+                "sync",
+                SYNC_SECONDS,
+                volume=self.volume.name,
+                epoch=self.held.epoch,
+                path=address.path,
+                host=address.host,
+                port=address.port,
+                export=self._source.export,
+            )
+        except RephubError:
+            self.held.sync_begun = False
+            raise
+
+    async def tidy(self) -> None:
+        """Sync is over: give QEMU's NBD server back."""
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        async with self._parts.vms.changing(vm):
+            await source.close_source(vm, self._names, self._server_path)
+        self._source, self.held.source_open = None, False
+
+    async def reconnect(self) -> bool:
+        """Connect to the monitor again; says whether the mirror is still there.
+
+        Raises:
+            RephubError: not reachable, for now; if the QEMU is gone, the worker notices by itself.
+        """
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        self._listen(vm)
+        return await attach.job_alive(vm, self._names.job)
+
+    async def let_go(self) -> None:
+        """Detach cleanly: QEMU is as it was, and everything captured is acked.
+
+        Raises:
+            UnavailableError: QEMU could not be asked, or not all was acked in time; capture is off all the same.
+        """
+        try:
+            if vm := await self._vm():
+                vm.on_job(self._names.job, None)
+                async with self._parts.vms.changing(vm):
+                    with contextlib.suppress(RephubError):
+                        # A worker that hangs or is gone must not keep the filter in QEMU.
+                        await self._call("expect_end")
+                    await attach.detach(vm, self._names)
+                    await source.close_source(vm, self._names, self._server_path)
+        finally:
+            # Dropping the connection ends the job in any case.
+            try:
+                await self._close_worker(DRAIN_SECONDS)
+            finally:
+                self._forget()
+
+    async def drop(self) -> None:
+        """Clean up behind a lost attachment as far as QEMU is there; the next attach cleans what is left."""
+        with contextlib.suppress(RephubError):
+            # Gone or going: the watchdog sees to a worker that hangs.
+            await self._close_worker(0)
+        try:
+            if vm := await self._vm():
+                vm.on_job(self._names.job, None)
+                async with self._parts.vms.changing(vm):
+                    await attach.clean(vm, self._node)
+                    await source.stop_server(vm, self._server_path)
+        except RephubError as exc:
+            log.info("left for the next attach", extra={"volume": self.volume.name, "error": exc.message})
+        finally:
+            self._forget()
+
+    async def _prepare(self, vm: Vm) -> None:
+        """Find the node, clean up after the dead, and see that it can be protected."""
+        _name, nodes = await discover.look(vm)
+        info = attach.check_node(vm, nodes, self.volume.node)
+        await attach.clean(vm, info.node)
+        await source.stop_server(vm, self._server_path)
+        await attach.check_free(vm, info.node)
+        self._node, self.size_bytes = info.node, info.size_bytes
+
+    async def _claim(self, hints: list[Hint], reason: str) -> None:
+        claim = await epochs.claim(
+            self._parts.journals,
+            self.volume.name,
+            hints,
+            self.held.attachment_id,
+            self.size_bytes,
+            reason,
+        )
+        self.held.epoch, self.held.offset = claim.epoch, claim.offset
+        self._names = attach.names(self._node, claim.epoch)
+
+    async def _attach(self, vm: Vm) -> None:
+        """Capture in the worker, filter and source in QEMU; all or nothing."""
+        parts, volume = self._parts, self.volume
+        worker = parts.pool.take(volume.group, volume.name, self._keeper)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(parts.pool.give_back, volume.group, volume.name)
+            await worker.call("open", OPEN_SECONDS, spec=self._spec().to_dict())
+            undo.push_async_callback(_undo, lambda: self._close(worker, 0))
+            ended = self._listen(vm)
+            undo.callback(vm.on_job, self._names.job, None)
+            spec = self._spec()
+            await attach.attach(vm, self._node, spec.socket, spec.export, self._names)
+            undo.push_async_callback(_undo, lambda: attach.detach(vm, self._names))
+            self._source = await source.open_source(vm, self._node, self._names, self._server_path)
+            undo.push_async_callback(_undo, lambda: source.close_source(vm, self._names, self._server_path))
+            if ended:
+                raise UnavailableError(f"capture of volume {volume.name} ended at once: {ended[0]}")
+            undo.pop_all()
+        self.worker, self.held.source_open = worker, True
+
+    def _spec(self) -> AttachmentSpec:
+        held, volume = self.held, self.volume
+        return AttachmentSpec(
+            volume=volume.name,
+            epoch=held.epoch,
+            attachment_id=held.attachment_id,
+            epoch_offset=held.offset,
+            size_bytes=self.size_bytes,
+            ack=volume.ack,
+            overload=volume.overload,
+            socket=str(socket_path(self._parts.settings, f"c{held.attachment_id[:12]}")),
+            export=self._names.target,
+        )
+
+    def _listen(self, vm: Vm) -> list[str]:
+        """Hear of the job's end; returns the list to which reasons are added."""
+        ended: list[str] = []
+
+        def heard(name: str, data: dict[str, Any]) -> None:
+            if name in JOB_ENDS:
+                why = data.get("error") or data.get("operation") or ""
+                ended.append(f"{JOB_ENDS[name]}{': ' if why else ''}{why}")
+                self._keeper.lost(self.held.epoch, UnavailableError(ended[-1]))
+
+        vm.on_job(self._names.job, heard)
+        return ended
+
+    async def _vm(self) -> Vm | None:
+        """The QEMU, connected; None if it is off."""
+        try:
+            return await self._parts.vms.get(self.volume.qmp, self._keeper)
+        except RephubError as exc:
+            log.info("VM cannot be reached", extra={"volume": self.volume.name, "error": exc.message})
+            return None
+
+    async def _call(self, op: str) -> None:
+        assert self.worker is not None
+        await self.worker.call(op, CLOSE_SECONDS, volume=self.volume.name, epoch=self.held.epoch)
+
+    async def _close_worker(self, drain_seconds: float) -> None:
+        if self.worker:
+            await self._close(self.worker, drain_seconds)
+
+    async def _close(self, worker: WorkerProcess, drain_seconds: float) -> None:
+        await worker.call(
+            "close",
+            drain_seconds + CLOSE_SECONDS,
+            volume=self.volume.name,
+            epoch=self.held.epoch,
+            drain_seconds=drain_seconds,
+        )
+
+    def _forget(self) -> None:
+        self._parts.pool.give_back(self.volume.group, self.volume.name)
+        self._parts.vms.give_back(self.volume.qmp, self._keeper)
+
+
+async def _undo(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Run a step of the way back; its failure must not hide why there is a way back."""
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            await step()
+    except (RephubError, TimeoutError) as exc:
+        log.warning("could not undo", extra={"error": str(exc)})

@@ -1,0 +1,172 @@
+"""Group commit: takes what has gathered in the queue, writes it to the journal as one batch, tells who waits.
+
+One batch is in flight at a time; while it is, the next one gathers. Encoding happens here, once per event.
+
+Invariants: an event is reported as acked only after `append` returned its offset; offsets are contiguous within an
+attachment unless somebody else wrote to the journal, which is looked at before anything is reported; after any failure
+nothing more is written by this attachment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from rephub.agent import epochs
+from rephub.agent.queue import EventQueue, Kind, Queued
+from rephub.core.codec import WriteEncoder, encode_journal
+from rephub.core.errors import FencedError, IntegrityError
+from rephub.core.journal.port import JournalReader, JournalWriter
+from rephub.schemas import journal
+
+NO_CRC = bytes(4)
+"""The codec computes the real one."""
+
+
+class Encoder:
+    """Events of one attachment as journal records.
+
+    Args:
+        epoch: of the attachment.
+        attachment_id: its 16 bytes.
+    """
+
+    def __init__(self, epoch: int, attachment_id: bytes) -> None:
+        self._epoch = epoch
+        self._attachment_id = attachment_id
+        self._hot = WriteEncoder(epoch, attachment_id)
+
+    def encode(self, event: Queued) -> bytes:
+        """The record of one event."""
+        kind = event.kind
+        if kind is Kind.WRITE:
+            assert event.data is not None
+            return self._hot.write(event.seq, event.captured_at, event.start, event.flags, event.data)
+        if kind is Kind.ZERO:
+            return self._hot.zero(
+                event.seq, event.captured_at, event.start, event.flags, event.length, unmap=event.unmap
+            )
+        if kind is Kind.SYNC_DATA:
+            assert event.data is not None
+            return self._hot.sync_data(event.seq, event.captured_at, event.start, event.flags, event.data)
+        record = {
+            Kind.SYNC_STARTED: journal.SyncStarted,
+            Kind.SYNC_COMPLETED: journal.SyncCompleted,
+            Kind.CHECKPOINT: journal.Checkpoint,
+        }[kind]
+        header = {
+            "crc32c": NO_CRC,
+            "epoch": self._epoch,
+            "attachment_id": self._attachment_id,
+            "seq": event.seq,
+            "captured_at": event.captured_at,
+        }
+        return encode_journal(record(**header, **event.fields))
+
+
+class Publisher:
+    """Publishes the queue of one attachment.
+
+    Args:
+        queue: what to publish.
+        encoder: makes records.
+        writer: started, and this attachment's alone.
+        make_reader: a reader of the journal, not started; used when an ack's offset is not the expected one.
+        epoch: of the attachment.
+        next_offset: the offset after its `EpochStarted`.
+        batch_bytes: a batch ends at this size.
+        acked: called with the events of each batch, in order, once they are in the journal.
+    """
+
+    def __init__(
+        self,
+        queue: EventQueue,
+        encoder: Encoder,
+        writer: JournalWriter,
+        make_reader: Callable[[], JournalReader],
+        *,
+        epoch: int,
+        next_offset: int,
+        batch_bytes: int,
+        acked: Callable[[list[Queued]], None],
+    ) -> None:
+        self._queue = queue
+        self._encoder = encoder
+        self._writer = writer
+        self._make_reader = make_reader
+        self._epoch = epoch
+        self._next_offset = next_offset
+        self._batch_bytes = batch_bytes
+        self._acked = acked
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self.acked_offset = next_offset - 1
+        self.acked_seq = 0
+        self.acked_at = time.time_ns() // 1000
+
+    def wake(self) -> None:
+        """There is something in the queue."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled.
+
+        Raises:
+            IndeterminateError: a batch may or may not have landed; the writer is dead.
+            FencedError: a newer epoch took over.
+            IntegrityError: the journal is not the one we wrote to.
+            UnavailableError: the journal could not be looked at after an unexpected offset.
+        """
+        while True:
+            batch = self._queue.take_batch(self._batch_bytes)
+            if not batch:
+                self._empty.set()
+                self._wake.clear()
+                await self._wake.wait()
+                self._empty.clear()
+                continue
+            encode = self._encoder.encode
+            first = await self._writer.append([encode(event) for event in batch])
+            if first != self._next_offset:
+                await self._look_between(first)
+            self._report(first)
+
+    async def drained(self) -> None:
+        """Wait until the queue is empty and everything is acked."""
+        while len(self._queue):
+            self._empty.clear()
+            await self._empty.wait()
+
+    def _report(self, first: int) -> None:
+        events = self._queue.acked()
+        self._next_offset = first + len(events)
+        self.acked_offset = self._next_offset - 1
+        self.acked_seq = events[-1].seq
+        self.acked_at = time.time_ns() // 1000
+        self._acked(events)
+        for number, event in enumerate(events):
+            if event.on_ack:
+                event.on_ack(first + number)
+
+    async def _look_between(self, first: int) -> None:
+        """Somebody else wrote before our batch, or the log is not what it was."""
+        if first < self._next_offset:
+            raise IntegrityError(
+                f"the journal went back: expected offset {self._next_offset}, the broker gave {first}",
+                hint="acked events were lost by the broker; the volume must be resynced",
+                expected_offset=self._next_offset,
+                found_offset=first,
+            )
+        reader = self._make_reader()
+        try:
+            await reader.start()
+            newer = await epochs.scan(reader, self._epoch, self._next_offset, first)
+        finally:
+            await reader.close()
+        if newer != self._epoch:
+            raise FencedError(
+                f"epoch {newer} took over from epoch {self._epoch}",
+                hint="another agent or a promote owns the volume; `resync` takes it back",
+                epoch=newer,
+            )

@@ -1,0 +1,210 @@
+"""Reads a volume from QEMU and publishes it into the volume's own journal, behind the live writes.
+
+Per window: ask what is allocated; holes become Zero at once, data are read in chunks, a few at a time. Every read is
+registered with the queue before it is issued, so that bytes written meanwhile are masked out of it (`queue.py`).
+
+Correct because the mirror filter writes the source first and sends to us after: a write that reached the queue before
+the read was issued was on the disk by then, so the read sees it; one that reaches the queue between issue and enqueue
+is masked; one that comes later stands later in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from rephub.agent.dirty import DirtyRegions
+from rephub.agent.extents import Extent, split
+from rephub.agent.queue import EventQueue, Kind, SyncRead
+from rephub.core.errors import ProtocolError
+
+CHUNK_BYTES = 1 << 20
+"""One read, and at most one event's data."""
+
+READS_IN_FLIGHT_MAX = 4
+"""Reads under way: enough to hide the round trip, few enough to leave the disk to the guest."""
+
+WINDOW_BYTES = 64 << 20
+"""Range whose allocation is asked at once; its Zero events and masks stay small."""
+
+BACKLOG_BYTES_MAX = 4 << 20
+"""Sync waits while so much of its own is not acked: a live write never stands behind much more sync data."""
+
+GUEST_SHARE = 3
+"""While the guest itself has a backlog, sync may have a third of that unacked: a quarter of the journal's rate is its,
+so that it never starves, and a guest that writes all the time does not wait for ever for its protection."""
+
+STATE_HOLE = 1
+STATE_ZERO = 2
+"""Flags of base:allocation. Only ZERO says what a read returns."""
+
+_ZEROES = bytes(CHUNK_BYTES)
+
+
+class Source(Protocol):
+    """What sync reads from: an NBD client, or its stand-in."""
+
+    async def read(self, start: int, length: int) -> bytes | bytearray | memoryview:
+        """Exactly these bytes."""
+
+    async def block_status(self, start: int, length: int) -> list[tuple[int, int]]:
+        """(length, flags) of consecutive extents from `start` on; may cover less than asked."""
+
+
+class Pace:
+    """Keeps sync behind live writes: waits for room in the queue, and holds a rate if one is set.
+
+    Args:
+        queue: whose backlog counts.
+        bytes_per_second: limit; None for none. May be changed at any time.
+    """
+
+    def __init__(self, queue: EventQueue, bytes_per_second: int | None = None) -> None:
+        self._queue = queue
+        self._room = asyncio.Event()
+        self._free_at = 0.0
+        self.bytes_per_second = bytes_per_second
+
+    def acked(self) -> None:
+        """A batch was acked."""
+        self._room.set()
+
+    async def wait(self, length: int) -> None:
+        """Return when so many bytes may be read."""
+        while self._queue.unacked_sync_bytes > self._backlog_max():
+            self._room.clear()
+            await self._room.wait()
+        if self.bytes_per_second:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now)
+            delay = self._free_at - now
+            self._free_at += length / self.bytes_per_second
+            if delay > 0:
+                await asyncio.sleep(delay)
+
+    def _backlog_max(self) -> int:
+        guest = self._queue.unacked_bytes - self._queue.unacked_sync_bytes
+        return max(BACKLOG_BYTES_MAX, guest // GUEST_SHARE)
+
+
+class Sync:
+    """One full sync of one attachment.
+
+    Args:
+        source: where to read.
+        size_bytes: of the volume.
+        queue: where events go.
+        dirty: regions; synced ones are settled.
+        pace: decides when to go on.
+        wake: tells the publisher that there is something.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size_bytes: int,
+        *,
+        queue: EventQueue,
+        dirty: DirtyRegions,
+        pace: Pace,
+        wake: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._queue = queue
+        self._dirty = dirty
+        self._pace = pace
+        self._wake = wake
+        self._started_at = time.monotonic()
+        self.total_bytes = size_bytes
+        self.done_bytes = 0
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Time left at the rate so far; None before anything was done."""
+        if not self.done_bytes:
+            return None
+        spent = time.monotonic() - self._started_at
+        return round(spent / self.done_bytes * (self.total_bytes - self.done_bytes), 1)
+
+    async def run(self) -> int:
+        """Copy everything.
+
+        Returns:
+            Journal offset of `SyncCompleted`, which is acked, and with it all before it.
+
+        Raises:
+            ProtocolError, UnavailableError, RequestError: the source cannot be read; the attachment is of no use.
+        """
+        self._mark(Kind.SYNC_STARTED, mode="full", total_bytes=self.total_bytes)
+        for start, length in split(0, self.total_bytes, WINDOW_BYTES):
+            await self._window(start, length)
+        return await self._mark(Kind.SYNC_COMPLETED, total_bytes=self.total_bytes)
+
+    async def _window(self, start: int, length: int) -> None:
+        data = await self._holes(start, length)
+        chunks = [chunk for extent in data for chunk in split(*extent, CHUNK_BYTES)]
+        gate = asyncio.Semaphore(READS_IN_FLIGHT_MAX)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for chunk in chunks:
+                    await self._pace.wait(chunk[1])
+                    await gate.acquire()
+                    tasks.create_task(self._chunk(*chunk, gate))
+        except ExceptionGroup as exc:
+            raise exc.exceptions[0] from None
+        self._dirty.synced(start, length)
+        self.done_bytes = start + length
+
+    async def _holes(self, start: int, length: int) -> list[Extent]:
+        """Journal the window's holes; returns the extents that must be read, neighbours joined."""
+        data: list[Extent] = []
+        at, end = start, start + length
+        while at < end:
+            read = self._queue.open_read(at, end - at)
+            try:
+                statuses = await self._source.block_status(at, end - at)
+                if not any(size for size, _flags in statuses):
+                    raise ProtocolError("block status covers nothing")
+                now = time.time_ns() // 1000
+                for size, flags in statuses:
+                    size = min(size, end - at)  # noqa: PLW2901 - the last extent may reach beyond the window
+                    if flags & STATE_ZERO:
+                        self._zero(now, read, at, size, unmap=bool(flags & STATE_HOLE))
+                    elif data and data[-1][0] + data[-1][1] == at:
+                        data[-1] = (data[-1][0], data[-1][1] + size)
+                    elif size:
+                        data.append((at, size))
+                    at += size
+            finally:
+                self._queue.close_read(read)
+        return data
+
+    async def _chunk(self, start: int, length: int, gate: asyncio.Semaphore) -> None:
+        read = self._queue.open_read(start, length)
+        try:
+            data = await self._source.read(start, length)
+            # From here to close_read without an await: the mask must be whole when the data enter the queue.
+            now = time.time_ns() // 1000
+            if data[0] == 0 and bytes(data) == _ZEROES[:length]:
+                self._zero(now, read, start, length, unmap=False)
+            else:
+                for event in self._queue.sync_data(now, read, data):
+                    self._dirty.hold(event.start, event.length)
+        finally:
+            self._queue.close_read(read)
+            gate.release()
+        self._wake()
+
+    def _zero(self, now: int, read: SyncRead, start: int, length: int, *, unmap: bool) -> None:
+        for event in self._queue.sync_zero(now, read, start, length, unmap=unmap):
+            self._dirty.hold(event.start, event.length)
+        self._wake()
+
+    def _mark(self, kind: Kind, **fields: object) -> Awaitable[int]:
+        acked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        event = self._queue.mark(kind, time.time_ns() // 1000, **fields)
+        event.on_ack = lambda offset: None if acked.done() else acked.set_result(offset)
+        self._wake()
+        return acked

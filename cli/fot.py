@@ -1,0 +1,157 @@
+"""`rephub fot`: open a volume as it was, writable, protection undisturbed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import click
+from rich.table import Table
+
+from rephub.cli.client import connect, error_of
+from rephub.cli.endpoints import read_endpoints
+from rephub.cli.output import Cli, verb, verb_group
+from rephub.cli.points import (
+    absolute,
+    check_target,
+    parse_point,
+    point_options,
+    resolved,
+    timeout_option,
+)
+from rephub.cli.view import catalogue_of
+from rephub.core.errors import ConflictError
+from rephub.core.names import check_name
+from rephub.schemas import commands as cmd
+from rephub.schemas import events as ev
+
+fot = verb_group("fot", "Open a volume as it was, writable, protection undisturbed.")
+
+
+@verb(group=fot)
+@click.argument("volume", required=False)
+@click.option("--group", metavar="G", help="All volumes of this group.")
+@point_options
+@click.option("--read-only", is_flag=True, help="Refuse writes; no scratch.")
+@click.option("--qmp", metavar="SOCKET", help="Give it to the VM behind this monitor, and let that run.")
+@timeout_option(60)
+async def start(
+    cli: Cli,
+    volume: str | None,
+    group: str | None,
+    offset: int | None,
+    time_: str | None,
+    checkpoint: str | None,
+    latest: bool,
+    read_only: bool,
+    qmp: str | None,
+    seconds: float,
+) -> None:
+    """Serve VOLUME, or all of a group, as it was at a point, over NBD, until `fot stop`."""
+    target = check_target(volume, group)
+    point = parse_point(offset, time_, checkpoint, latest)
+    name = f"fot-{uuid.uuid4().hex[:12]}"
+    seen: dict[str, Any] = {}
+
+    def started(event: ev.Record) -> dict[str, Any] | None:
+        if getattr(event, "fot", None) != name:
+            return None
+        if isinstance(event, ev.FotFailed):
+            raise error_of(event)
+        if isinstance(event, ev.FotStarted):
+            seen["views"] = [_view(name, item) for item in event.views]
+        if isinstance(event, ev.FotAttachFailed):
+            seen["error"] = error_of(event)
+        if isinstance(event, ev.FotStopped):
+            # After FotAttachFailed; or somebody else stopped it before the VM had it.
+            raise seen.get("error") or ConflictError(
+                f"{name} was stopped: {event.reason}", hint="start another"
+            )
+        return seen if isinstance(event, ev.FotAttached if qmp else ev.FotStarted) else None
+
+    async with connect(cli, seconds) as client:
+        command = client.new(
+            cmd.StartFot,
+            fot=name,
+            volume=volume,
+            group=group,
+            point_kind=point.kind,
+            point_value=point.value,
+            read_only=read_only,
+            qmp=absolute(qmp) if qmp else None,
+        )
+        cli.progress(f"{name}: opening {target}")
+        answer = await client.ask(command, started, f"fail-over test {name} of {target}")
+    views = answer.fields["views"]
+    document = views[0] if volume is not None else {"fot": name, "group": group, "volumes": views}
+    cli.emit(
+        document,
+        "\n".join(f"{name}: {view['volume']} at offset {view['offset']}: {view['uri']}" for view in views),
+    )
+
+
+def _view(name: str, item: ev.ViewItem) -> dict[str, Any]:
+    found = {"offset": item.offset, "captured_at": item.captured_at, "checkpoint": item.checkpoint}
+    return {
+        "fot": name,
+        "volume": item.volume,
+        "offset": item.offset,
+        "uri": item.uri,
+        "resolved": resolved(found),
+    }
+
+
+@verb("list", group=fot)
+async def list_(cli: Cli) -> None:
+    """List the fail-over tests that are open."""
+    catalogue, _ = await catalogue_of(read_endpoints(cli.state_dir))
+    found: list[dict[str, Any]] = []
+    for entry in catalogue.fots.values():
+        if entry.ended:
+            continue
+        views = [
+            {
+                "fot": entry.name,
+                "volume": view["volume"],
+                "offset": view["offset"],
+                "uri": view["uri"],
+                "resolved": resolved(view),
+            }
+            for view in entry.views
+        ]
+        rest = {"fot": entry.name, "state": entry.state, "read_only": entry.read_only}
+        if entry.group is not None:
+            found.append(rest | {"group": entry.group, "volumes": views})
+        else:
+            pending = {"volume": entry.volumes[0], "offset": None, "uri": None, "resolved": None}
+            found.append((views[0] if views else pending) | rest)
+    table = Table(box=None, pad_edge=False)
+    for title in ("FOT", "STATE", "VOLUME", "OFFSET", "URI"):
+        table.add_column(title)
+    for row in found:
+        for view in row.get("volumes", [row]):
+            table.add_row(row["fot"], row["state"], view["volume"], str(view["offset"]), view["uri"])
+    cli.emit({"fots": found}, table if found else "no fail-over test is open")
+
+
+@verb(group=fot)
+@click.argument("fot_id", metavar="ID")
+@timeout_option(30)
+async def stop(cli: Cli, fot_id: str, seconds: float) -> None:
+    """End the fail-over test ID and discard what it wrote."""
+    check_name(fot_id, "fail-over test")
+
+    def stopped(event: ev.Record) -> dict[str, Any] | None:
+        if isinstance(event, ev.FotDetached) and event.fot == fot_id and event.warning:
+            cli.progress(f"warning: {event.warning}")
+        if isinstance(event, (ev.FotStopped, ev.FotFailed)) and event.fot == fot_id:
+            return {"fot": fot_id}
+        return None
+
+    async with connect(cli, seconds) as client:
+        command = client.new(cmd.StopFot, fot=fot_id)
+        what = f"stop of fail-over test {fot_id}"
+        answer = await client.ask(command, stopped, what)
+        if answer.already and not answer.fields["ended"]:
+            await client.follow(stopped, what, client.left_seconds)
+    cli.emit({"fot": fot_id} | ({"already": True} if answer.already else {}), f"{fot_id}: stopped")

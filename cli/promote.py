@@ -1,0 +1,187 @@
+"""`rephub promote`: make a point in time permanent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from rephub.cli.client import ControlClient, connect, error_of
+from rephub.cli.output import Cli, verb
+from rephub.cli.points import (
+    Point,
+    absolute,
+    check_target,
+    parse_point,
+    point_options,
+    resolved,
+    timeout_option,
+)
+from rephub.core.errors import ConfirmationRequired
+from rephub.core.units import format_bytes, format_duration
+from rephub.schemas import commands as cmd
+from rephub.schemas import events as ev
+
+
+@verb()
+@click.argument("volume", required=False)
+@click.option("--group", metavar="G", help="All volumes of this group, all or none.")
+@point_options
+@click.option("--dry-run", is_flag=True, help="Say what would be applied and lost, change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--to", metavar="PATH", help="Write a copy there and end nothing.")
+@timeout_option(3600)
+async def promote(
+    cli: Cli,
+    volume: str | None,
+    group: str | None,
+    offset: int | None,
+    time_: str | None,
+    checkpoint: str | None,
+    latest: bool,
+    dry_run: bool,
+    yes: bool,
+    to: str | None,
+    seconds: float,
+) -> None:
+    """Make a point of VOLUME, or of a group, permanent: its recovery volume ends at it, and protection with it."""
+    target = check_target(volume, group)
+    point = parse_point(offset, time_, checkpoint, latest)
+    to = absolute(to) if to else None
+    job = _Promote(cli, volume, group, target, to)
+    async with connect(cli, seconds) as client:
+        if dry_run or not yes:
+            plans = await job.plan(client, point)
+            if dry_run:
+                cli.emit(job.document(plans) | {"dry_run": True}, _table(plans, planned=True))
+                return
+            point = _confirm(cli, job, plans, point)
+        document = await job.run(client, point)
+    cli.emit(document, _table(document.get("volumes", [document]), planned=False))
+
+
+class _Promote:
+    """One target, planned and then done."""
+
+    def __init__(self, cli: Cli, volume: str | None, group: str | None, target: str, to: str | None) -> None:
+        self.cli = cli
+        self.volume = volume
+        self.group = group
+        self.target = target
+        self.to = to
+
+    async def plan(self, client: ControlClient, point: Point) -> list[dict[str, Any]]:
+        """What would be applied and lost, by volume."""
+        command = self._command(client, point, dry_run=True)
+
+        def planned(event: ev.Record) -> dict[str, Any] | None:
+            if isinstance(event, ev.PromoteFailed) and event.promotion == command.id:
+                raise error_of(event)
+            if isinstance(event, ev.PromotePlanned) and event.promotion == command.id:
+                return {"plans": [_item(plan) for plan in event.plans]}
+            return None
+
+        answer = await client.ask(command, planned, f"plan of promote of {self.target}")
+        plans: list[dict[str, Any]] = answer.fields["plans"]
+        return plans
+
+    async def run(self, client: ControlClient, point: Point) -> dict[str, Any]:
+        """Promote; the document of the contract."""
+        command = self._command(client, point, dry_run=False)
+
+        def promoted(event: ev.Record) -> dict[str, Any] | None:
+            if getattr(event, "promotion", None) == command.id:
+                match event:
+                    case ev.PromoteFailed():
+                        raise error_of(event)
+                    case ev.PromotePlanned():
+                        self.cli.progress(f"promote of {self.target}: planned")
+                    case ev.PromoteStarted():
+                        self.cli.progress(f"promote of {self.target}: under way")
+                    case ev.Promoted():
+                        return {"plans": [_item(plan) for plan in event.plans]}
+            return None
+
+        answer = await client.ask(command, promoted, f"promote of {self.target}")
+        plans = answer.fields["plans"]
+        if answer.already:
+            plans = [_item(ev.PlanItem(**plan)) for plan in plans]
+        return self.document(plans) | ({"already": True} if answer.already else {})
+
+    def document(self, plans: list[dict[str, Any]]) -> dict[str, Any]:
+        """A single volume's answer, or a group's with all of them."""
+        return plans[0] if self.volume is not None else {"group": self.group, "volumes": plans}
+
+    def _command(self, client: ControlClient, point: Point, *, dry_run: bool) -> cmd.Promote:
+        return client.new(
+            cmd.Promote,
+            volume=self.volume,
+            group=self.group,
+            point_kind=point.kind,
+            point_value=point.value,
+            dry_run=dry_run,
+            to=self.to,
+        )
+
+
+def _confirm(cli: Cli, job: _Promote, plans: list[dict[str, Any]], point: Point) -> Point:
+    """Show the plan and ask.
+
+    Returns:
+        The point to promote to: for `--latest` of one volume the very offset that was shown.
+
+    Raises:
+        ConfirmationRequired: with the plan in its fields.
+    """
+    cli.progress(f"plan for {job.target}" + (f", copied to {job.to}" if job.to else ""))
+    for plan in plans:
+        cli.progress(f"  {_sentence(plan)}")
+    try:
+        cli.confirm(f"promote {job.target}?", yes=False)
+    except ConfirmationRequired as error:
+        raise ConfirmationRequired(error.message, hint=error.hint, plan=job.document(plans)) from None
+    if point.kind == "latest" and len(plans) == 1:
+        return Point("offset", str(plans[0]["offset"]))
+    return point
+
+
+def _item(plan: ev.PlanItem) -> dict[str, Any]:
+    found = {"offset": plan.offset, "captured_at": plan.captured_at, "checkpoint": plan.checkpoint}
+    return {
+        "volume": plan.volume,
+        "offset": plan.offset,
+        "path": plan.path,
+        "applied_events": plan.events,
+        "applied_bytes": plan.bytes,
+        "lost_events": plan.lost_events,
+        "lost_bytes": plan.lost_bytes,
+        "lost_seconds": plan.lost_seconds,
+        "resolved": resolved(found),
+    }
+
+
+def _sentence(plan: dict[str, Any]) -> str:
+    return (
+        f"{plan['volume']} at offset {plan['offset']}: {plan['applied_events']} events "
+        f"({format_bytes(plan['applied_bytes'])}) to apply to {plan['path']}, {plan['lost_events']} events "
+        f"({format_bytes(plan['lost_bytes'])}, {format_duration(plan['lost_seconds'])}) after it"
+    )
+
+
+def _table(plans: list[dict[str, Any]], *, planned: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    applied = "TO APPLY" if planned else "APPLIED"
+    for title in ("VOLUME", "OFFSET", applied, "BYTES", "AFTER IT", "BYTES", "PATH"):
+        table.add_column(title)
+    for plan in plans:
+        table.add_row(
+            plan["volume"],
+            str(plan["offset"]),
+            str(plan["applied_events"]),
+            format_bytes(plan["applied_bytes"]),
+            str(plan["lost_events"]),
+            format_bytes(plan["lost_bytes"]),
+            plan["path"],
+        )
+    return table

@@ -1,0 +1,87 @@
+"""`rephub status`: how well every volume is protected."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rephub.cli.output import Cli, error_document, verb
+from rephub.cli.view import status_document
+from rephub.core.errors import DegradedError, RephubError, UsageError
+from rephub.core.names import check_name
+from rephub.core.units import format_bytes, format_duration
+
+WATCH_SECONDS = 1.0
+
+
+@verb()
+@click.argument("volume", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Exit code 3 if protection is not whole, one line per reason.")
+async def status(cli: Cli, volume: str | None, watch: bool, check: bool) -> int | None:
+    """Say how well VOLUME, or every volume, is protected; answers with Kafka, Redis or hub down."""
+    if volume is not None:
+        check_name(volume, "volume")
+    if watch and check:
+        raise UsageError("--watch and --check exclude each other")
+    if watch:
+        await _watch(cli, volume)
+        return None
+    document = await status_document(cli.state_dir, volume)
+    cli.emit(document, _table(document))
+    for problem in document["problems"]:
+        cli.progress(problem)
+    return DegradedError.exit_code if check and document["problems"] else None
+
+
+async def _watch(cli: Cli, volume: str | None) -> None:
+    if cli.json:
+        while True:
+            cli.emit(await status_document(cli.state_dir, volume))
+            await asyncio.sleep(WATCH_SECONDS)
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            try:
+                live.update(_table(await status_document(cli.state_dir, volume)), refresh=True)
+            except RephubError as error:
+                live.update(str(error_document(error)["error"]["message"]), refresh=True)
+            await asyncio.sleep(WATCH_SECONDS)
+
+
+def _table(document: dict[str, Any]) -> Table | str:
+    if not document["volumes"]:
+        return "no volume is protected"
+    table = Table(box=None, pad_edge=False)
+    for title in ("VOLUME", "GROUP", "STATE", "RPO", "LAG", "WINDOW", "POINTS", "SYNC", "REASON"):
+        table.add_column(title, overflow="fold" if title == "REASON" else "ellipsis")
+    for entry in document["volumes"]:
+        first, last = entry["earliest_offset"], entry["latest_offset"]
+        table.add_row(
+            entry["volume"],
+            entry["group"],
+            entry["state"],
+            _known(entry["rpo_seconds"], format_duration),
+            _known(entry["lag_bytes"], format_bytes),
+            _known(entry["window_seconds"], format_duration),
+            f"{first}–{last}" if first is not None else "none",
+            _sync(entry["sync"]),
+            entry["reason"],
+        )
+    return table
+
+
+def _known(value: float | None, render: Any) -> str:
+    return "?" if value is None else str(render(value))
+
+
+def _sync(sync: dict[str, Any] | None) -> str:
+    if not sync or not sync.get("total_bytes"):
+        return ""
+    left = sync.get("eta_seconds")
+    eta = f", {format_duration(left)} left" if left is not None else ""
+    return f"{100 * sync['done_bytes'] // sync['total_bytes']} %{eta}"

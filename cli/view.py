@@ -1,0 +1,90 @@
+"""How things stand, from whoever answers: the hub or its last snapshot, every agent and every diskbox.
+
+Always done in under 5 s, with Kafka, Redis or hub down or hung.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rephub.cli.endpoints import Endpoints, read_endpoints
+from rephub.cli.fetch import fetch
+from rephub.cli.parts import parts
+from rephub.core.errors import NotFoundError, UnavailableError
+from rephub.projections import status
+from rephub.projections.catalogue import Catalogue
+
+HUB_SECONDS = 1.5
+DAEMON_SECONDS = 2.0
+"""Longest waits; their sum plus Python's start stays below 5 s."""
+
+SNAPSHOT = Path("hub") / "catalogue.json"
+"""Below the state directory; written by the hub."""
+
+
+async def catalogue_of(endpoints: Endpoints) -> tuple[Catalogue, str]:
+    """The catalogue, and why it is not the hub's own; empty if it is.
+
+    Raises:
+        UnavailableError: neither hub nor snapshot can be read.
+    """
+    document = await fetch(f"{endpoints.web}/api/catalogue", HUB_SECONDS) if endpoints.web else None
+    problem = ""
+    if not document:
+        problem = f"the hub at {endpoints.web or '(unknown address)'} does not answer"
+        document = _snapshot(endpoints.state_dir)
+        if document is None:
+            raise UnavailableError(f"{problem}, and there is no snapshot of it", hint="`rephub up` starts it")
+        problem += ", this is its last snapshot"
+    return Catalogue.from_dict(document), problem
+
+
+def _snapshot(state_dir: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((state_dir / SNAPSHOT).read_text())["catalogue"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+async def status_document(state_dir: Path, volume: str | None = None) -> dict[str, Any]:
+    """The document of `rephub status`.
+
+    Args:
+        state_dir: of the stack.
+        volume: only this one; None: all.
+
+    Raises:
+        UnavailableError: no stack was ever there, or nothing is known of it.
+        NotFoundError: nobody protects the volume.
+    """
+    endpoints = read_endpoints(state_dir)
+    catalogue, problem = await catalogue_of(endpoints)
+    began = time.monotonic()
+    names = [*catalogue.agents, *catalogue.diskboxes]
+    urls = [agent.url for agent in catalogue.agents.values()]
+    urls += [diskbox.url for diskbox in catalogue.diskboxes.values()]
+    answers = await asyncio.gather(*(fetch(f"{url}/status", DAEMON_SECONDS) for url in urls))
+    found = list(zip(names, answers, strict=True))
+    document = status.merge(
+        catalogue,
+        time.time_ns() // 1000,
+        dict(found[: len(catalogue.agents)]),
+        dict(found[len(catalogue.agents) :]),
+        parts(state_dir),
+        problem,
+        time.monotonic() - began,
+    )
+    if volume is None:
+        return document
+    one = status.only(document, volume)
+    if one is None:
+        known = ", ".join(entry["volume"] for entry in document["volumes"][:10])
+        raise NotFoundError(
+            f"no volume {volume} is protected", hint=f"volumes: {known}" if known else "there are no volumes"
+        )
+    return one

@@ -1,0 +1,1 @@
+"""Stream processors: the hub, and the diskbox with its projectors and views."""

@@ -1,0 +1,131 @@
+"""Files: small ones written durably, large ones read and written in threads, and the system's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from rephub.core.errors import StorageError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+IO_THREADS = 16
+"""For all recovery volumes and scratches: enough for a deep queue on one disk, few enough to be cheap."""
+_threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="diskbox-io")
+
+_HINTS = {
+    errno.ENOSPC: "free space there; it goes on by itself",
+    errno.EDQUOT: "raise the quota; it goes on by itself",
+    errno.EIO: "look at the disk and the kernel's log",
+    errno.EACCES: "give the daemon's user access",
+    errno.ENOENT: "make the directory first",
+    errno.EBUSY: "it is mounted, or something else uses it; it goes on by itself",
+    errno.EFBIG: "the file system cannot hold a file of that size",
+}
+
+
+@contextmanager
+def storage_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn OSError into StorageError that names the action and the path."""
+    try:
+        yield
+    except OSError as exc:
+        number = exc.errno or errno.EIO
+        raise StorageError(
+            f"cannot {action} {path}: {os.strerror(number)}",
+            hint=_HINTS.get(number, ""),
+            errno=number,
+            path=str(path),
+        ) from exc
+
+
+def is_full(error: StorageError) -> bool:
+    """Whether the error goes away when somebody makes room."""
+    return error.fields.get("errno") in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_away(error: StorageError) -> bool:
+    """Whether what holds the data does not answer, and may come back at any moment: an NBD server."""
+    return error.fields.get("errno") in (errno.ENOTCONN, errno.ETIMEDOUT)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file in one step: after a crash it holds the old content or the new one, whole.
+
+    Raises:
+        StorageError: nothing changed, or (where the directory's sync failed) the new content may not last.
+    """
+    temporary = path.with_name(path.name + ".new")
+    with storage_errors("write", path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                view = memoryview(content)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+class ThreadedFile:
+    """A file descriptor that threads use; closed for real once the last of them is done.
+
+    Otherwise a number that was closed and given to another file meanwhile would be read or written.
+
+    Args:
+        descriptor: owned from here on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._users = 0
+        self._closing = False
+        self._lock = threading.Lock()
+
+    async def run(
+        self, function: Callable[Concatenate[int, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Call `function(descriptor, …)` in a thread. Raises OSError(EBADF) after `close`."""
+        with self._lock:
+            if self._closing:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._users += 1
+        future = _threads.submit(function, self._descriptor, *args, **kwargs)
+        future.add_done_callback(self._release)
+        return await asyncio.wrap_future(future)
+
+    def _release(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closing and not self._users:
+                os.close(self._descriptor)
+
+    def close(self) -> None:
+        """No further use; may be called twice."""
+        with self._lock:
+            if not self._closing and not self._users:
+                os.close(self._descriptor)
+            self._closing = True

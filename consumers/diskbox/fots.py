@@ -1,0 +1,180 @@
+"""Fail-over tests: views with scratch, served over NBD until they are stopped.
+
+All volumes of a test open or none. A pin is set in the same loop turn in which the point is resolved, so the floor cannot
+pass in between. A test does not outlive its process: the next one removes what is left and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rephub.consumers.diskbox.files import storage_errors
+from rephub.consumers.diskbox.projector import Projector
+from rephub.consumers.diskbox.scratch import Scratch
+from rephub.consumers.diskbox.view import View
+from rephub.consumers.diskbox.volume import BoxVolume
+from rephub.core.errors import ConflictError, NotFoundError
+from rephub.core.nbd.server import NbdServer
+from rephub.core.nbd.uri import unix_uri
+from rephub.projections.entities import Checkpoint, Fot
+from rephub.projections.points import Resolved, resolve_group
+from rephub.schemas.events import ViewItem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OpenFot:
+    """A test that is served."""
+
+    name: str
+    server: NbdServer
+    directory: Path
+    socket: Path
+    views: dict[str, View] = field(default_factory=dict)
+    pinned: list[Projector] = field(default_factory=list)
+    items: tuple[ViewItem, ...] = ()
+
+
+def projector_of(volumes: Mapping[str, BoxVolume], name: str) -> Projector:
+    """The running projector of a volume.
+
+    Raises:
+        NotFoundError: no such recovery volume here.
+        ConflictError: it is promoted or released.
+    """
+    box = volumes.get(name)
+    if box is None:
+        raise NotFoundError(f"this diskbox has no recovery volume of {name}", volume=name)
+    if box.position is not None and box.position.promoted:
+        raise ConflictError(
+            f"{name} is promoted to offset {box.position.promoted['offset']}",
+            hint=f"its data are in {box.position.path}",
+        )
+    if box.projector is None:
+        raise ConflictError(f"{name} is not projected now", volume=name)
+    return box.projector
+
+
+async def resolve_point(
+    volumes: Mapping[str, BoxVolume],
+    names: list[str],
+    kind: str,
+    value: str,
+    checkpoints: Mapping[str, Checkpoint],
+) -> dict[str, tuple[Projector, Resolved]]:
+    """The point of each volume, after everything in its journal was read. No loop turn passes after the answer is made.
+
+    A checkpoint that the window has lost is known from the catalogue: the error then names the nearest good offset.
+
+    Raises:
+        RephubError: see `points.resolve_group` and `projector_of`.
+    """
+    projectors = {name: projector_of(volumes, name) for name in names}
+    await asyncio.gather(*(projector.catch_up() for projector in projectors.values()))
+    timelines = {name: projector.timeline for name, projector in projectors.items()}
+    known = checkpoints.get(value) if kind == "checkpoint" else None
+    try:
+        resolved = resolve_group(timelines, kind, value)
+    except NotFoundError:
+        if known is None or not all(name in known.offsets for name in names):
+            raise
+        resolved = {
+            name: resolve_group({name: timeline}, "offset", str(known.offsets[name]))[name]
+            for name, timeline in timelines.items()
+        }
+    return {name: (projectors[name], resolved[name]) for name in names}
+
+
+class Fots:
+    """The tests of one diskbox.
+
+    Args:
+        directory: for scratches, `fots/`.
+        socket_directory: for sockets; short.
+        scratch_bytes: limit of one scratch.
+        volumes: by name; shared with the diskbox.
+    """
+
+    def __init__(
+        self, directory: Path, socket_directory: Path, scratch_bytes: int, volumes: Mapping[str, BoxVolume]
+    ) -> None:
+        self._directory = directory
+        self._socket_directory = socket_directory
+        self._scratch_bytes = scratch_bytes
+        self._volumes = volumes
+        self.open: dict[str, OpenFot] = {}
+
+    def remove_leftovers(self) -> None:
+        """Delete the scratches of a former process. Raises StorageError."""
+        with storage_errors("clean", self._directory):
+            if self._directory.exists():
+                shutil.rmtree(self._directory)
+
+    async def start(self, fot: Fot, checkpoints: Mapping[str, Checkpoint]) -> tuple[ViewItem, ...]:
+        """Open all views of a test and serve them.
+
+        Raises:
+            RephubError: nothing is open, nothing is left.
+        """
+        points = await resolve_point(self._volumes, fot.volumes, fot.point_kind, fot.point_value, checkpoints)
+        digest = hashlib.sha256(fot.name.encode()).hexdigest()[:16]
+        socket = self._socket_directory / f"fot-{digest}"
+        opened = OpenFot(fot.name, NbdServer(), self._directory / digest, socket)
+        for projector, resolved in points.values():
+            projector.pin(f"fot:{fot.name}", resolved.offset)
+            opened.pinned.append(projector)
+        try:
+            with storage_errors("create", opened.directory):
+                opened.directory.mkdir(parents=True, mode=0o700)
+            for name, (projector, resolved) in points.items():
+                opened.views[name] = self._view(opened, name, projector, resolved, read_only=fot.read_only)
+            await opened.server.listen_unix(socket)
+        except BaseException:
+            await self._close(opened)
+            raise
+        opened.items = tuple(
+            ViewItem(
+                volume=name, offset=resolved.offset, captured_at=resolved.captured_at, checkpoint=resolved.checkpoint,
+                uri=unix_uri(socket, name),
+            )
+            for name, (_, resolved) in points.items()
+        )  # fmt: skip
+        self.open[fot.name] = opened
+        return opened.items
+
+    def _view(
+        self, opened: OpenFot, name: str, projector: Projector, resolved: Resolved, *, read_only: bool
+    ) -> View:
+        scratch = None
+        if not read_only:
+            size_bytes = projector.timeline.size_at(resolved.offset)
+            scratch = Scratch(opened.directory / f"{name}.scratch", size_bytes, self._scratch_bytes)
+        view = View(projector, resolved.offset, scratch)
+        opened.server.add_export(view)
+        return view
+
+    async def stop(self, name: str) -> None:
+        """Close a test, delete its scratch, let its pins go; no error if it is not open."""
+        opened = self.open.pop(name, None)
+        if opened is not None:
+            await self._close(opened)
+
+    async def _close(self, opened: OpenFot) -> None:
+        await opened.server.close()
+        for view in opened.views.values():
+            if view.scratch is not None:
+                view.scratch.discard()
+        shutil.rmtree(opened.directory, ignore_errors=True)
+        for projector in opened.pinned:
+            projector.unpin(f"fot:{opened.name}")
+
+    def of_volume(self, volume: str) -> list[str]:
+        """Names of the open tests that show a volume."""
+        return [name for name, opened in self.open.items() if volume in opened.views]

@@ -1,0 +1,91 @@
+"""Journal records by offset, for views and for applying: decoded, crc-checked, with a cache bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from rephub.consumers.diskbox.applier import Event
+from rephub.core.codec import decode_journal
+from rephub.core.errors import IntegrityError
+from rephub.core.journal.port import JournalReader, StoredRecord
+from rephub.schemas.journal import SyncData, Write
+
+CACHE_BYTES_MAX = 32 << 20
+"""Of one volume; 27 volumes make 864 MiB at most."""
+
+
+def decode(record: StoredRecord) -> Event:
+    """A stored record as the folds take it: decoded, or the reason why it cannot be."""
+    try:
+        return record.journal_offset, decode_journal(record.value)
+    except IntegrityError as exc:
+        return record.journal_offset, exc
+
+
+class JournalSource:
+    """Reads one journal at any offset.
+
+    Args:
+        reader: started; owned by the caller.
+        cache_bytes_max: of raw values.
+    """
+
+    def __init__(self, reader: JournalReader, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+        self._reader = reader
+        self._cache_bytes_max = cache_bytes_max
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self.cached_bytes = 0
+        self.fetches = 0
+
+    async def data(self, journal_offset: int) -> memoryview:
+        """The data of a Write or SyncData; its crc is checked at each call.
+
+        Raises:
+            IntegrityError: not in the log any more, damaged, or without data.
+            UnavailableError: no broker answers in time.
+        """
+        value = await self._value(journal_offset)
+        record = decode_journal(value)
+        if not isinstance(record, (Write, SyncData)):
+            raise IntegrityError(f"the journal holds a {type(record).__name__} at offset {journal_offset}")
+        return memoryview(record.data)
+
+    async def events(self, first_offset: int, bytes_max: int) -> list[Event]:
+        """Decoded records from an offset on; does not fill the cache.
+
+        Raises:
+            IntegrityError: the offset is not in the log.
+            UnavailableError: no broker answers in time.
+        """
+        self.fetches += 1
+        return [decode(record) for record in await self._reader.fetch(first_offset, bytes_max)]
+
+    async def _value(self, journal_offset: int) -> bytes:
+        while True:
+            value = self._cache.get(journal_offset)
+            if value is not None:
+                self._cache.move_to_end(journal_offset)
+                return value
+            task = self._under_way.get(journal_offset)
+            if task is None:
+                task = asyncio.create_task(self._fetch(journal_offset))
+                self._under_way[journal_offset] = task
+                task.add_done_callback(lambda done: self._ended(journal_offset, done))
+            await asyncio.shield(task)
+
+    def _ended(self, journal_offset: int, task: asyncio.Task[None]) -> None:
+        self._under_way.pop(journal_offset, None)
+        if not task.cancelled():
+            task.exception()  # seen; whoever still waits gets it too
+
+    async def _fetch(self, journal_offset: int) -> None:
+        self.fetches += 1
+        for record in reversed(await self._reader.fetch(journal_offset)):
+            if record.journal_offset not in self._cache:
+                self.cached_bytes += len(record.value)
+            self._cache[record.journal_offset] = record.value
+        while self.cached_bytes > self._cache_bytes_max and len(self._cache) > 1:
+            _, value = self._cache.popitem(last=False)
+            self.cached_bytes -= len(value)

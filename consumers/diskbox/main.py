@@ -1,0 +1,108 @@
+"""The diskbox daemon: settings in, exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvloop
+from aiohttp import web
+
+from rephub.consumers.diskbox.service import Diskbox
+from rephub.consumers.diskbox.status import status_document, timeline_document
+from rephub.core.bitmap.redis import RedisBitmapStore
+from rephub.core.config import Settings
+from rephub.core.control.kafka import KafkaControlLog
+from rephub.core.errors import RephubError, UnavailableError
+from rephub.core.http import StatusServer, document_response
+from rephub.core.journal.kafka import KafkaJournalStore
+from rephub.infra.kafka.topics import JOURNAL_CONFIG
+
+log = logging.getLogger(__name__)
+
+CONNECT_TRIES_MAX = 30
+"""Kafka may start beside us; each try has a deadline of its own."""
+CONNECT_PAUSE_SECONDS = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Run a diskbox until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a clean stop, else the error's.
+    """
+    try:
+        uvloop.run(_run(settings))
+    except RephubError as exc:
+        log.error("diskbox=%s error=%s hint=%s", settings.diskbox.id, exc.message, exc.hint)
+        return exc.exit_code
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with _diskbox(settings) as diskbox:
+
+        async def serve_timeline(request: web.Request) -> web.Response:
+            return document_response(timeline_document(diskbox, request.match_info["volume"]))
+
+        server = StatusServer(
+            settings.diskbox.host,
+            settings.diskbox.port,
+            lambda: status_document(diskbox),
+            {"/timeline/{volume}": serve_timeline},
+        )
+        diskbox.url = await server.start()
+        log.info("diskbox=%s url=%s", diskbox.name, diskbox.url)
+        work = asyncio.create_task(diskbox.run(), name="diskbox")
+        stopping = asyncio.create_task(stop.wait(), name="signal")
+        try:
+            await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, stopping):
+                task.cancel()
+            await asyncio.wait([work, stopping])
+            await server.stop()
+        if not work.cancelled() and (exc := work.exception()) is not None:
+            raise exc
+
+
+@asynccontextmanager
+async def _diskbox(settings: Settings) -> AsyncIterator[Diskbox]:
+    async with contextlib.AsyncExitStack() as stack:
+        control = KafkaControlLog(settings.kafka.bootstrap)
+        stack.push_async_callback(control.close)
+        await _connect(control)
+        store = KafkaJournalStore(settings.kafka.bootstrap, JOURNAL_CONFIG)
+        stack.push_async_callback(store.close)
+        bitmaps = RedisBitmapStore(settings.redis.url)
+        stack.push_async_callback(bitmaps.close)
+        yield Diskbox(
+            settings.diskbox.id,
+            settings.state_dir,
+            store,
+            control,
+            bitmaps,
+            scratch_bytes=settings.diskbox.scratch_bytes,
+            capacity=settings.diskbox.capacity,
+        )
+
+
+async def _connect(control: KafkaControlLog) -> None:
+    for number in range(1, CONNECT_TRIES_MAX + 1):
+        try:
+            await control.start()
+        except UnavailableError as exc:
+            if number == CONNECT_TRIES_MAX:
+                raise
+            log.warning("kafka=away try=%d error=%s", number, exc.message)
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+        else:
+            return

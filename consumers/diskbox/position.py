@@ -1,0 +1,82 @@
+"""Where a recovery volume stands, kept beside it: `volumes/<volume>/position.json`.
+
+Invariant: what is applied is in the recovery volume for sure; nothing above the intent is in it. The file is replaced in
+one durable step, the intent before anything of it is applied, applied after everything of it is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rephub.consumers.diskbox.files import storage_errors, write_durably
+from rephub.core.errors import StorageError
+from rephub.projections.journal_fold import FoldState
+
+FILE = "position.json"
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Position:
+    """The durable state of one recovery volume."""
+
+    volume: str
+    path: str
+    """Of the recovery volume's data: a file, a device, or an NBD URI."""
+    start_id: str
+    """The StartProtect that it serves."""
+    applied: FoldState
+    """The fold of the journal up to the last event that is applied."""
+    intent_offset: int
+    ready: bool = False
+    """False: the file at `path` is being made."""
+    retired: bool = False
+    """Protection ended; the data stay."""
+    promoted: dict[str, Any] = field(default_factory=dict)
+    """{"promotion", "offset"} once promoted; the data are exactly that point."""
+    identity: str = ""
+    """Of a block device, as far as the kernel knows one."""
+
+    @property
+    def applied_offset(self) -> int:
+        """The last event that is surely in the recovery volume."""
+        return self.applied.last_offset
+
+    def to_json(self) -> bytes:
+        """As the file holds it."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Position:
+        """The position in a file's content. Raises ValueError, TypeError or KeyError if it is none."""
+        document = json.loads(content)
+        if document.pop("format") != FORMAT:
+            raise ValueError("unknown format")
+        return cls(**document | {"applied": FoldState.from_dict(document["applied"])})
+
+
+def load_position(directory: Path) -> Position | None:
+    """The position in a volume's directory; None: there is none.
+
+    Raises:
+        StorageError: it cannot be read or is damaged.
+    """
+    path = directory / FILE
+    with storage_errors("read", path):
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+    try:
+        return Position.from_json(content)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise StorageError(
+            f"{path} is damaged: {exc}", hint="unprotect with --purge and protect again", path=str(path)
+        ) from exc
+
+
+def save_position(directory: Path, position: Position) -> None:
+    """Replace the position durably. Raises StorageError. Blocking: two fsyncs."""
+    write_durably(directory / FILE, position.to_json())

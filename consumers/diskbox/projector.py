@@ -1,0 +1,373 @@
+"""The projector of one volume: follows the journal, keeps index and timeline, applies behind the history window.
+
+Two folds of the same journal run at different places. The *head* fold reads along with the journal and feeds the index and
+the timeline of (floor, head]. The *applied* fold (in the applier, kept in the position) trails it; both judge alike, so
+what is applied is what was shown. In between lies the recoverable past.
+
+The timeline's floor rises in memory before the intent is recorded: a point is refused from the moment it may go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from rephub.consumers.diskbox.applier import Applier, Event
+from rephub.consumers.diskbox.files import is_away, is_full
+from rephub.consumers.diskbox.journal_source import JournalSource, decode
+from rephub.consumers.diskbox.signals import Signal
+from rephub.core.errors import IntegrityError, NotFoundError, RephubError, StorageError, UnavailableError
+from rephub.core.journal.port import JournalReader, StoredRecord
+from rephub.projections.index import DATA, ZERO, Index
+from rephub.projections.journal_fold import JournalFold, Verdict
+from rephub.projections.timeline import Timeline
+from rephub.projections.window import History, due, floor_target
+from rephub.schemas.journal import SyncData, Write, Zero
+
+log = logging.getLogger(__name__)
+
+APPLY_BYTES = 16 << 20
+"""Applied between two fdatasyncs: long enough to coalesce, short enough to hold in memory for 27 volumes."""
+RECENT_BYTES_MAX = 64 << 20
+"""Records kept for applying without a second fetch while the floor is in a gap; the follower waits beyond."""
+PACE_SECONDS = 0.5
+"""Between two rises of the floor outside a gap: each costs a few fsyncs."""
+IDLE_SECONDS = 5.0
+"""Nothing to apply: whatever changes that wakes the applier, this only bounds the wait."""
+RETRY_SECONDS = 1.0
+"""Between two tries while the disk is full, or Kafka or the NBD server is away."""
+REOPEN_SECONDS = 10.0
+"""Between two tries after any other I/O error."""
+CATCH_UP_SECONDS = 30.0
+"""How long whoever asks for a point waits for the follower to reach the head."""
+
+
+class Projector:
+    """Follows one journal and applies it.
+
+    Args:
+        volume: name.
+        applier: recovery volume and position.
+        reader: of the journal, started.
+        history: what is asked for.
+        on_stopped: called with (offset, error) when the volume stops at an event or on its disk.
+        on_resumed: called with the offset from which it goes on.
+        reopen: opens the recovery volume anew after an I/O error.
+        pace_seconds: see PACE_SECONDS.
+    """
+
+    def __init__(
+        self,
+        volume: str,
+        applier: Applier,
+        reader: JournalReader,
+        history: History,
+        *,
+        on_stopped: Callable[[int, RephubError], None],
+        on_resumed: Callable[[int], None],
+        reopen: Callable[[], Awaitable[None]],
+        pace_seconds: float = PACE_SECONDS,
+    ) -> None:
+        self.volume = volume
+        self.applier = applier
+        self.history = history
+        self.reader = reader
+        self.source = JournalSource(reader)
+        self.changed = Signal()
+        self.pins: dict[str, int] = {}
+        self.divergence: IntegrityError | None = None
+        """The journal is not the one that the position is of: only a new start helps."""
+        self.poison: IntegrityError | None = None
+        """An event stopped the volume; what follows is looked at for a full sync only."""
+        self.storage: StorageError | None = None
+        """The disk refuses; it is tried again."""
+        self._on_stopped, self._on_resumed, self._reopen = on_stopped, on_resumed, reopen
+        self._pace_seconds = pace_seconds
+        self._frozen_at: int | None = None
+        self._recent: deque[tuple[Event, int]] = deque()
+        self._recent_bytes = 0
+        self._head = JournalFold(replace(applier.position.applied))
+        self.timeline = Timeline(self._head.state)
+        self.index = Index(applier.applied_offset)
+        if applier.intent_offset > applier.applied_offset:
+            self.timeline.drop(applier.intent_offset)
+
+        if self._head.state.poison_offset is not None:
+            self.poison = self._poison_error()
+
+    @property
+    def stopped(self) -> RephubError | None:
+        """Why the volume stands still, if it does."""
+        return self.divergence or self.poison or self.storage
+
+    @property
+    def head_offset(self) -> int:
+        """The last record that was read."""
+        return self._head.state.last_offset
+
+    @property
+    def head(self) -> JournalFold:
+        """The fold at the head."""
+        return self._head
+
+    @property
+    def floor_offset(self) -> int:
+        """No earlier point can be opened."""
+        return self.timeline.floor_offset
+
+    async def run(self) -> None:
+        """Follow and apply until cancelled, or until the journal diverged."""
+        try:
+            await self._check_position()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(), name=f"follow {self.volume}")
+                group.create_task(self._apply_for_ever(), name=f"apply {self.volume}")
+        except* (IntegrityError, NotFoundError) as group_error:
+            self._diverge(group_error.exceptions[0])
+
+    def _diverge(self, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        message = getattr(error, "message", str(error))
+        self.divergence = IntegrityError(
+            f"the journal of {self.volume} diverged: {message}", hint=f"rephub resync {self.volume}"
+        )
+        self._stop(self.divergence, self.applier.applied_offset)
+
+    def _poison_error(self) -> IntegrityError:
+        state = self._head.state
+        offset = state.poison_offset or 0
+        return IntegrityError(
+            f"{self.volume} stopped at journal offset {offset}: {state.poison_reason}",
+            hint=f"points up to {offset - 1} stay good; rephub resync {self.volume}",
+            journal_offset=offset,
+        )
+
+    def _stop(self, error: RephubError, journal_offset: int) -> None:
+        log.error("volume=%s stopped_at=%d error=%s", self.volume, journal_offset, error.message)
+        self._on_stopped(journal_offset, error)
+        self.changed.notify()
+
+    async def _check_position(self) -> None:
+        """Compare the record at the applied offset with the one that was applied."""
+        state = self.applier.position.applied
+        while True:
+            try:
+                first_offset, next_offset = await self.reader.first_offset(), await self.reader.next_offset()
+                intent_offset = self.applier.intent_offset
+                if next_offset <= intent_offset:
+                    raise IntegrityError(f"it ends at {next_offset}, before the intent {intent_offset}")
+                if first_offset > state.last_offset + 1:
+                    raise IntegrityError(
+                        f"it starts at {first_offset}, after the applied offset {state.last_offset}"
+                    )
+                if state.last_crc and first_offset <= state.last_offset:
+                    ((_, record), *_rest) = await self.source.events(state.last_offset, 1)
+                    if isinstance(record, IntegrityError) or (
+                        (record.epoch, record.seq, record.crc32c.hex())
+                        != (state.last_epoch, state.last_seq, state.last_crc)
+                    ):
+                        raise IntegrityError(
+                            f"the record at the applied offset {state.last_offset} is another one"
+                        )
+            except UnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _follow(self) -> None:
+        async for records in self.reader.tail(self.applier.applied_offset + 1):
+            for record in records:
+                self._take(record)
+            self.changed.notify()
+            await asyncio.sleep(0)
+            while self._recent_bytes > RECENT_BYTES_MAX:
+                await self.changed.wait(RETRY_SECONDS)
+
+    def _take(self, stored: StoredRecord) -> None:
+        event = decode(stored)
+        journal_offset, record = event
+        state = self._head.state
+        was_poisoned = state.poison_offset
+        verdict = self._head.feed(journal_offset, record)
+        if verdict is Verdict.APPLY:
+            if isinstance(record, Zero):
+                self.index.add(journal_offset, record.start, record.length, ZERO)
+            elif isinstance(record, (Write, SyncData)):
+                self.index.add(journal_offset, record.start, len(record.data), DATA)
+        self.timeline.feed(state, record, verdict, len(stored.value))
+        if self._at_once() and self.storage is None:
+            self._remember(event, len(stored.value))
+        if verdict is Verdict.POISON:
+            self.poison = self._poison_error()
+            self._stop(self.poison, journal_offset)
+        elif was_poisoned is not None and state.poison_offset is None:
+            self.poison = None
+            self._on_resumed(journal_offset)
+
+    def _remember(self, event: Event, length: int) -> None:
+        if self._recent and self._recent[-1][0][0] != event[0] - 1:
+            self._forget_all_recent()
+        self._recent.append((event, length))
+        self._recent_bytes += length
+
+    def _forget_all_recent(self) -> None:
+        self._recent.clear()
+        self._recent_bytes = 0
+
+    def _at_once(self) -> bool:
+        """Whether the floor is in a gap, where there is no history to keep."""
+        return self.timeline.gap_at(self.floor_offset) is not None
+
+    async def _apply_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        last_rise = -self._pace_seconds
+        while True:
+            left = last_rise + self._pace_seconds - loop.time()
+            if left > 0 and not self._at_once() and self.applier.applied_offset >= self.floor_offset:
+                await self.changed.wait(left)
+                continue
+            try:
+                moved = await self._advance()
+            except UnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except StorageError as exc:
+                await self._wait_for_storage(exc)
+                continue
+            if moved:
+                last_rise = loop.time()
+            else:
+                await self.changed.wait(IDLE_SECONDS)
+
+    async def _advance(self) -> bool:
+        """Let the floor rise as far as it may and apply up to there; whether anything was done."""
+        if self._frozen_at is None:
+            target = floor_target(self.timeline, self.history, self.pins.values())
+        else:
+            target = max(self._frozen_at, self.floor_offset)
+        target = min(target, self.head_offset)
+        self.timeline.drop(target)
+        floor = self.floor_offset
+        if floor > self.applier.intent_offset:
+            await self.applier.set_intent(floor)
+        moved = False
+        while self.applier.applied_offset < self.applier.intent_offset:
+            if self.applier.applied_offset >= self.head_offset:
+                await self.changed.wait(RETRY_SECONDS)
+                continue
+            events = await self._events_due(min(self.applier.intent_offset, self.head_offset))
+            if not events:
+                raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
+            await self.applier.apply(events)
+            self.index.drop(self.applier.applied_offset)
+            self._storage_is_back()
+            self._forget_recent()
+            self.changed.notify()
+            moved = True
+        return moved
+
+    def _storage_is_back(self) -> None:
+        if self.storage is not None:
+            error, self.storage = self.storage, None
+            log.info("volume=%s storage=back applied=%d", self.volume, self.applier.applied_offset)
+            if not is_full(error):
+                self._on_resumed(self.applier.applied_offset)
+
+    async def _events_due(self, last_offset: int) -> list[Event]:
+        """The next events to apply, up to `last_offset` and about APPLY_BYTES."""
+        first = self.applier.applied_offset + 1
+        self._forget_recent()
+        if self._recent and self._recent[0][0][0] == first:
+            events: list[Event] = []
+            total = 0
+            for event, length in self._recent:
+                if not due(event[0], last_offset) or total >= APPLY_BYTES:
+                    break
+                events.append(event)
+                total += length
+            return events
+        events = []
+        total = 0
+        while first <= last_offset and total < APPLY_BYTES:
+            fetched = await self.source.events(first, APPLY_BYTES)
+            events += [event for event in fetched if due(event[0], last_offset)]
+            total += sum(len(getattr(record, "data", b"")) for _, record in fetched)
+            first = fetched[-1][0] + 1
+        return events
+
+    def _forget_recent(self) -> None:
+        applied = self.applier.applied_offset
+        while self._recent and (self._recent[0][0][0] <= applied or not self._at_once_or_due()):
+            _, length = self._recent.popleft()
+            self._recent_bytes -= length
+
+    def _at_once_or_due(self) -> bool:
+        return self._at_once() or self.applier.applied_offset < self.floor_offset
+
+    async def _wait_for_storage(self, error: StorageError) -> None:
+        """After a failed write or sync nothing is known: open anew, apply again from the applied offset."""
+        if self.storage is None:
+            self.storage = error
+            if is_full(error):
+                log.error("volume=%s paused error=%s", self.volume, error.message)
+            else:
+                self._stop(error, self.applier.applied_offset)
+        self._forget_all_recent()
+        self.changed.notify()
+        await asyncio.sleep(RETRY_SECONDS if is_full(error) or is_away(error) else REOPEN_SECONDS)
+        try:
+            await self._reopen()
+        except StorageError as exc:
+            log.warning("volume=%s reopen_failed error=%s", self.volume, exc.message)
+
+    def pin(self, holder: str, journal_offset: int) -> None:
+        """Hold the floor at or below a point until `unpin`; the caller has just resolved the point."""
+        self.pins[holder] = journal_offset
+
+    def unpin(self, holder: str) -> None:
+        """Let go; no error if there is no such pin."""
+        if self.pins.pop(holder, None) is not None:
+            self.changed.notify()
+
+    async def catch_up(self, timeout_seconds: float = CATCH_UP_SECONDS) -> None:
+        """Wait until everything that is in the journal now was read.
+
+        Raises:
+            DeadlineError: it was not in time.
+            UnavailableError: the journal cannot be asked.
+            IntegrityError: the journal diverged.
+        """
+        next_offset = await self.reader.next_offset()
+        await self.changed.wait_for(
+            lambda: self.divergence is not None or self.head_offset >= next_offset - 1,
+            timeout_seconds,
+            f"reading the journal of {self.volume} up to offset {next_offset - 1}",
+        )
+        if self.divergence is not None:
+            raise self.divergence
+
+    async def apply_exactly(self, journal_offset: int, timeout_seconds: float) -> None:
+        """Let the floor rise to the point and nowhere else from now on; wait until it is applied.
+
+        Raises:
+            DeadlineError: not in time; it goes on.
+            StorageError: the disk refuses; it goes on when it can.
+        """
+        self._frozen_at = journal_offset
+        self.changed.notify()
+        await self.changed.wait_for(
+            lambda: self.applier.applied_offset >= journal_offset or self.storage is not None,
+            timeout_seconds,
+            f"applying {self.volume} up to offset {journal_offset}",
+        )
+        if self.applier.applied_offset < journal_offset and self.storage is not None:
+            raise self.storage
+
+    def thaw(self) -> None:
+        """Undo `apply_exactly`: trail the head again."""
+        self._frozen_at = None
+        self.changed.notify()

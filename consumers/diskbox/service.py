@@ -1,0 +1,375 @@
+"""The diskbox: folds `rephub.events`, compares the catalogue with what it holds, and does what is missing.
+
+Nothing here reacts to a single event. After each batch, and once a second, a *round* goes over the catalogue and starts
+jobs: make, open, release a recovery volume; start, stop a test; plan, copy, carry out a promotion. A job answers with
+events whose ids follow from their causes, so one that is done again after a kill is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+
+from rephub.consumers.diskbox.applier import CrashPoint, _go_on
+from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.fots import Fots
+from rephub.consumers.diskbox.jobs import Jobs
+from rephub.consumers.diskbox.mirror import mirror
+from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
+from rephub.consumers.diskbox.promote_jobs import PromoteJobs
+from rephub.consumers.diskbox.promotions import DETACH_SECONDS, Promotions
+from rephub.consumers.diskbox.signals import Signal
+from rephub.consumers.diskbox.volume import BoxVolume, Wanted
+from rephub.core.bitmap.port import BitmapStore
+from rephub.core.control.follow import follow
+from rephub.core.control.port import ControlLog
+from rephub.core.errors import (
+    DeadlineError,
+    IndeterminateError,
+    IntegrityError,
+    RephubError,
+    StorageError,
+    UnavailableError,
+)
+from rephub.core.journal.port import JournalStore
+from rephub.core.names import EVENTS_TOPIC
+from rephub.projections.catalogue import Catalogue
+from rephub.projections.entities import Fot, Volume
+from rephub.projections.window import History
+from rephub.schemas import events as ev
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+"""Between rounds without events."""
+
+
+class Diskbox:
+    """One diskbox daemon, without its HTTP and signals.
+
+    Args:
+        name: its id.
+        state_dir: for all its files: `diskbox/<name>/`.
+        store: of the journals.
+        control: log of the control plane, started.
+        bitmaps: for acks, leases and mirrored pins; may be away.
+        scratch_bytes: limit of one scratch.
+        capacity: volumes it takes.
+        crash_point, pace_seconds, detach_seconds: see where they go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state_dir: Path,
+        store: JournalStore,
+        control: ControlLog,
+        bitmaps: BitmapStore,
+        *,
+        scratch_bytes: int,
+        capacity: int,
+        crash_point: CrashPoint = _go_on,
+        pace_seconds: float = PACE_SECONDS,
+        detach_seconds: float = DETACH_SECONDS,
+    ) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.directory = state_dir / "diskbox" / name
+        self.sockets = state_dir / "s"
+        self.catalogue = Catalogue()
+        self.volumes: dict[str, BoxVolume] = {}
+        self.ready = False
+        self.url = ""
+        self._store, self._control, self._bitmaps = store, control, bitmaps
+        self._facts = Facts(control, name)
+        self.fots = Fots(self.directory / "fots", self.sockets, scratch_bytes, self.volumes)
+        self.promotions = Promotions(store, self.volumes, self.fots, detach_seconds=detach_seconds)
+        self._folded = Signal()
+        self._jobs = Jobs(self._end_with, self._wake)
+        self._promote_jobs = PromoteJobs(
+            name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
+        )
+        self._round = asyncio.Event()
+        self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._life = str(uuid.uuid4())
+        self._inherited: set[str] = set()
+        """Volumes that were called stopped before they were opened: whether they still are is to be said."""
+        self._crash_point, self._pace_seconds = crash_point, pace_seconds
+
+    async def run(self) -> None:
+        """Work until cancelled; raises what no part should let through."""
+        for directory in (self.directory, self.directory / "volumes", self.sockets):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.fots.remove_leftovers()
+        tasks = [
+            asyncio.create_task(self._follow(), name="follow events"),
+            asyncio.create_task(self._rounds(), name="rounds"),
+            asyncio.create_task(mirror(self, self._bitmaps), name="mirror"),
+        ]
+        try:
+            done, _ = await asyncio.wait([*tasks, self._bug], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self._close()
+
+    async def _close(self) -> None:
+        await self._jobs.cancel()
+        for fot in list(self.fots.open):
+            await self.fots.stop(fot)
+        for box in self.volumes.values():
+            await box.close()
+
+    def _end_with(self, exc: BaseException) -> None:
+        if not self._bug.done():
+            self._bug.set_exception(exc)
+
+    def _wake(self) -> None:
+        self._round.set()
+
+    async def _follow(self) -> None:
+        async def after_batch() -> None:
+            if not self.ready:
+                await self._announce()
+                await self._open_all()
+                self.ready = True
+            self._folded.notify()
+            self._round.set()
+
+        await follow(self._control, EVENTS_TOPIC, 0, self.catalogue.apply, after_batch)  # type: ignore[arg-type]
+
+    async def _announce(self) -> None:
+        await self._facts.tell(
+            ev.DiskboxAnnounced, self._life, self.name,
+            diskbox=self.name, host=socket.gethostname(), pid=os.getpid(), url=self.url, capacity=self.capacity,
+        )  # fmt: skip
+
+    async def _rounds(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    ROUND_SECONDS
+                ):  # wait_for can swallow a cancellation in Python 3.11
+                    await self._round.wait()
+            self._round.clear()
+            if self.ready:
+                for volume in list(self.catalogue.volumes.values()):
+                    if volume.diskbox == self.name:
+                        self._round_of_volume(volume)
+                for fot in list(self.catalogue.fots.values()):
+                    if fot.diskbox == self.name:
+                        self._round_of_fot(fot)
+                self._promote_jobs.round()
+
+    # volumes
+
+    def _box(self, name: str) -> BoxVolume:
+        if name not in self.volumes:
+            self.volumes[name] = BoxVolume(
+                name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
+                on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
+            )  # fmt: skip
+        return self.volumes[name]
+
+    async def _open_all(self) -> None:
+        """Before the first round: open what there is, then let the projectors run."""
+        for volume in self.catalogue.volumes.values():
+            if volume.diskbox == self.name and volume.path and not volume.retired and not volume.unprotect_id:
+                if volume.stopped:
+                    self._inherited.add(volume.name)
+                with contextlib.suppress(RephubError):  # the round tries again, and says why if it fails
+                    await self._box(volume.name).open(_history(volume))
+        for box in self.volumes.values():
+            self._watch(box)
+
+    def _watch(self, box: BoxVolume) -> None:
+        """Pin what was promised, then let the projector run."""
+        for promotion in self.catalogue.promotions.values():
+            if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
+                self.promotions.pin_again(promotion, box)
+        for task in box.start():
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._end_with(exc)
+
+    def _round_of_volume(self, volume: Volume) -> None:
+        if volume.unprotect_id:
+            if not volume.released:
+                self._jobs.once(("release", volume.unprotect_id), functools.partial(self._release, volume))
+        elif volume.live and not volume.path:
+            self._jobs.once(("make", volume.start_id), functools.partial(self._make, volume))
+        elif not volume.retired:
+            box = self._box(volume.name)
+            if box.position is None and not self._jobs.is_running("make", volume.start_id):
+                self._jobs.once(("open", volume.name, volume.start_id), functools.partial(self._open, volume))
+            projector = box.projector
+            if projector is not None:
+                if volume.name in self._inherited:
+                    key = ("look again", volume.name, volume.start_id)
+                    self._jobs.once(key, functools.partial(self._look_again, volume.name, projector))
+                projector.history = _history(volume)
+                diverged = projector.divergence is not None
+                if (
+                    diverged
+                    and volume.attached
+                    and volume.epoch > max(box.rejoined_epoch, projector.head.state.epoch)
+                ):
+                    key = ("rejoin", volume.name, str(volume.epoch))
+                    self._jobs.once(key, functools.partial(self._rejoin, volume))
+
+    async def _make(self, volume: Volume) -> None:
+        box = self._box(volume.name)
+        wanted = _wanted(volume)
+        try:
+            await self._stop_tests_of(volume.name, "the volume is protected anew")
+            await box.close()
+            position = await box.make(wanted)
+            await box.open(wanted.history)
+        except (UnavailableError, IndeterminateError):
+            raise
+        except RephubError as exc:
+            fields = {"volume": volume.name, "error": exc.to_json()}
+            await self._facts.tell(
+                ev.ProtectFailed, volume.start_id, volume.name, volume.command_id, **fields
+            )
+            return
+        self._watch(box)
+        await self._facts.tell(
+            ev.RecoveryVolumeCreated, volume.start_id, volume.name, volume.command_id,
+            volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
+        )  # fmt: skip
+
+    async def _open(self, volume: Volume) -> None:
+        box = self._box(volume.name)
+        try:
+            await box.open(_history(volume))
+        except (UnavailableError, IndeterminateError):
+            raise
+        except RephubError as exc:
+            self._volume_stopped(volume.name, -1, exc)
+            self._inherited.add(volume.name)
+            raise UnavailableError(exc.message) from exc
+        self._watch(box)
+
+    async def _look_again(self, name: str, projector: Projector) -> None:
+        """Say that a volume goes on which a former life, or a failed open, called stopped."""
+        try:
+            await projector.catch_up()
+        except DeadlineError as exc:
+            raise UnavailableError(exc.message) from exc
+        except IntegrityError:
+            return  # it diverged: said by the projector
+        if projector.stopped is None:
+            self._volume_resumed(name, projector.applier.applied_offset)
+
+    async def _rejoin(self, volume: Volume) -> None:
+        box = self._box(volume.name)
+        await self._stop_tests_of(volume.name, "the journal diverged")
+        try:
+            await box.rejoin(_wanted(volume))
+        except StorageError as exc:
+            raise UnavailableError(exc.message) from exc
+        self._watch(box)
+        self._volume_resumed(volume.name, volume.epoch_offset)
+
+    async def _release(self, volume: Volume) -> None:
+        unprotect_id, purge = volume.unprotect_id, volume.purge
+        await self._stop_tests_of(volume.name, "the volume was unprotected")
+        box = self._box(volume.name)
+        try:
+            await box.release(purge=purge)
+        except RephubError as exc:
+            raise UnavailableError(exc.message) from exc
+        self.volumes.pop(volume.name, None)
+        await self._facts.tell(
+            ev.RecoveryVolumeReleased,
+            unprotect_id,
+            volume.name,
+            volume.command_id,
+            volume=volume.name,
+            purged=purge,
+        )
+
+    def _volume_stopped(self, name: str, journal_offset: int, error: RephubError) -> None:
+        cause = f"{self._cause(name, error)}@{journal_offset}"
+        text = error.to_json()
+        self._jobs.once(
+            ("stopped", cause),
+            lambda: self._facts.tell(
+                ev.VolumeStopped, cause, name, volume=name, offset=journal_offset, error=text
+            ),
+        )
+
+    def _volume_resumed(self, name: str, journal_offset: int) -> None:
+        cause = f"{self._life}:{name}@{journal_offset}"
+        self._jobs.once(
+            ("resumed", cause), lambda: self._facts.tell(ev.VolumeResumed, cause, name, volume=name)
+        )
+
+    def _cause(self, name: str, error: RephubError) -> str:
+        """Poison is the same after each restart; what the disk or the journal did belongs to this life."""
+        poison = "journal_offset" in error.fields
+        return f"{self.catalogue.volumes[name].start_id if poison else self._life}:{name}"
+
+    # fail-over tests
+
+    def _round_of_fot(self, fot: Fot) -> None:
+        starting = self._jobs.is_running("fot", fot.name)
+        if fot.state == "requested" and fot.name not in self.fots.open:
+            self._jobs.once(("fot", fot.name), functools.partial(self._start_fot, fot))
+        elif fot.state in ("started", "stopping") and not starting:
+            if fot.name not in self.fots.open:
+                reason = "stopped" if fot.state == "stopping" and not fot.views else "diskbox restarted"
+                self._jobs.once(("unfot", fot.name), functools.partial(self._stop_fot, fot, reason))
+            elif fot.state == "stopping" and not fot.redirected:
+                self._jobs.once(("unfot", fot.name), functools.partial(self._stop_fot, fot, "stopped"))
+        elif fot.ended and fot.name in self.fots.open and not starting:
+            self._jobs.once(("unfot", fot.name), functools.partial(self.fots.stop, fot.name))
+
+    async def _start_fot(self, fot: Fot) -> None:
+        try:
+            views = await self.fots.start(fot, self.catalogue.checkpoints)
+        except (UnavailableError, IndeterminateError):
+            raise
+        except RephubError as exc:
+            fields = {"fot": fot.name, "error": exc.to_json()}
+            await self._facts.tell(ev.FotFailed, fot.event_id, fot.name, fot.command_id, **fields)
+            return
+        await self._facts.tell(
+            ev.FotStarted, fot.event_id, fot.name, fot.command_id, fot=fot.name, views=views
+        )
+
+    async def _stop_fot(self, fot: Fot, reason: str) -> None:
+        await self.fots.stop(fot.name)
+        for name in fot.volumes:
+            if name in self.volumes:
+                await self.promotions.let_go(self.volumes[name])
+        await self._facts.tell(
+            ev.FotStopped, fot.stop_id or fot.event_id, fot.name, fot.command_id, fot=fot.name, reason=reason
+        )
+
+    async def _stop_tests_of(self, volume: str, reason: str) -> None:
+        for name in self.fots.of_volume(volume):
+            await self._stop_fot(self.catalogue.fots[name], reason)
+
+
+def _history(volume: Volume) -> History:
+    return History(volume.history_seconds, volume.history_bytes)
+
+
+def _wanted(volume: Volume) -> Wanted:
+    return Wanted(
+        volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.start_id, epoch=volume.epoch,
+        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume),
+    )  # fmt: skip

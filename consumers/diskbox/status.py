@@ -1,0 +1,97 @@
+"""What a diskbox says of itself: `/status` and `/timeline/<volume>`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from rephub.consumers.diskbox.service import Diskbox
+from rephub.consumers.diskbox.volume import BoxVolume
+from rephub.core.errors import NotFoundError
+from rephub.core.units import rfc3339
+from rephub.projections.window import window_seconds
+
+
+def status_document(diskbox: Diskbox) -> dict[str, Any]:
+    """The `/status` document; cheap, never waits."""
+    return {
+        "kind": "diskbox",
+        "id": diskbox.name,
+        "pid": os.getpid(),
+        "ready": diskbox.ready,
+        "at": time.time_ns() // 1000,
+        "volumes": {
+            name: volume_document(box) for name, box in diskbox.volumes.items() if box.position is not None
+        },
+        "fots": [
+            {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}
+            for fot in diskbox.fots.open.values()
+            for item in fot.items
+        ],
+    }
+
+
+def volume_document(box: BoxVolume) -> dict[str, Any]:
+    """One volume of the `/status` document; offsets are null where there is none."""
+    projector, position = box.projector, box.position
+    if position is None:
+        return {}
+    if projector is None:
+        offset = position.promoted.get("offset", position.applied_offset)
+        return _empty(position.path, offset) | {"epoch": position.applied.epoch}
+    timeline, state, position = projector.timeline, projector.head.state, projector.applier.position
+    promoted = bool(position.promoted)
+    latest = None if promoted else timeline.latest_offset()
+    stopped = projector.stopped
+    return _empty(position.path, projector.applier.applied_offset) | {
+        "head_offset": _offset(projector.head_offset),
+        "intent_offset": _offset(projector.applier.intent_offset),
+        "earliest_offset": timeline.earliest_offset() if latest is not None else None,
+        "latest_offset": latest,
+        "latest_captured_at": None if latest is None else timeline.captured_at(latest),
+        "window_seconds": 0.0 if promoted else window_seconds(timeline),
+        "journal_bytes": timeline.bytes.total,
+        "epoch": state.epoch,
+        "in_gap": state.gap_first_offset is not None,
+        "gap_reason": state.gap_reason,
+        "stopped": None if stopped is None else stopped.to_dict(),
+        "fenced_events": state.fenced_events,
+        "size_bytes": state.size_bytes,
+        "pins": dict(projector.pins),
+    }
+
+
+def _empty(path: str, applied_offset: int) -> dict[str, Any]:
+    return {
+        "head_offset": None, "applied_offset": _offset(applied_offset), "intent_offset": _offset(applied_offset),
+        "earliest_offset": None, "latest_offset": None, "latest_captured_at": None, "window_seconds": 0.0,
+        "journal_bytes": 0, "epoch": 0, "in_gap": False, "gap_reason": "", "stopped": None, "fenced_events": 0,
+        "path": path, "size_bytes": 0, "pins": {},
+    }  # fmt: skip
+
+
+def _offset(journal_offset: int) -> int | None:
+    return journal_offset if journal_offset >= 0 else None
+
+
+def timeline_document(diskbox: Diskbox, volume: str) -> dict[str, Any]:
+    """The contract's timeline of a volume; times RFC 3339.
+
+    Raises:
+        NotFoundError: this diskbox does not project it.
+    """
+    box = diskbox.volumes.get(volume)
+    if box is None or box.projector is None:
+        raise NotFoundError(f"this diskbox does not project {volume!r}", volume=volume)
+    timeline = box.projector.timeline
+    return {
+        "volume": volume,
+        "ranges": [_timed(item, "from_at", "to_at") for item in timeline.ranges()],
+        "checkpoints": [_timed(item, "captured_at") for item in timeline.checkpoints()],
+        "epochs": [_timed(item, "at") for item in timeline.epochs()],
+    }
+
+
+def _timed(item: dict[str, Any], *fields: str) -> dict[str, Any]:
+    return item | {name: None if item[name] is None else rfc3339(item[name]) for name in fields}

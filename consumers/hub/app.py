@@ -1,0 +1,213 @@
+"""The hub as a Faust application: brings records of the control log to `runtime.Hub`, serves its state.
+
+`rephub hub` runs it (`main.py`); `faust -A rephub.consumers.hub.app worker` does as well, with settings from the
+environment. Faust's own web server is off: our status server has the same pages in every daemon, bound to the
+loopback address, and no page that shows tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import faust
+from aiohttp import web
+from faust.serializers import codecs
+
+from rephub.consumers.hub import metrics
+from rephub.consumers.hub.fleet import serve_requests
+from rephub.consumers.hub.liveness import Liveness
+from rephub.consumers.hub.provider import provider_of
+from rephub.consumers.hub.runtime import Hub, now_us
+from rephub.core.codec import decode_control, encode_control
+from rephub.core.config import Settings, load_settings
+from rephub.core.control.kafka import KafkaControlLog
+from rephub.core.errors import IntegrityError, RephubError
+from rephub.core.http import StatusServer, document_response
+from rephub.core.journal.kafka import KafkaJournalStore
+from rephub.core.names import COMMANDS_TOPIC, EVENTS_TOPIC
+from rephub.infra.files import private_dir
+from rephub.infra.kafka import reach
+from rephub.infra.kafka.topics import JOURNAL_CONFIG, create_topics, replication
+from rephub.schemas import commands as cmd
+
+APP_ID = "rephub-hub"
+"""Also the consumer group: one hub at a time works for a Kafka."""
+
+SESSION_SECONDS = 10.0
+REBALANCE_SECONDS = 10.0
+"""Longest waits of Kafka for a member that is gone. They hardly ever come: all hubs join as the same static member
+(KIP-345), so that a new one takes the partitions over at once and the old one is refused."""
+
+CODEC = "rephub-control"
+
+log = logging.getLogger(__name__)
+
+
+class ControlCodec(codecs.Codec):
+    """Our Avro for Faust; what cannot be decoded becomes None, which the agents skip (a newer version wrote it)."""
+
+    def _loads(self, s: bytes) -> Any:
+        try:
+            return decode_control(bytes(s))
+        except IntegrityError as error:
+            log.warning("record skipped", extra={"reason": error.message})
+            return None
+
+    def _dumps(self, s: Any) -> bytes:
+        return encode_control(s)
+
+
+codecs.register(CODEC, ControlCodec())
+
+
+class HubApp(faust.App):
+    """The application: its start makes the topics, folds the log and takes over before Faust consumes."""
+
+    logger = logging.getLogger("faust.hub")
+    """Where Faust reports its own steps; not ours, see `main.py`."""
+    settings: Settings
+    hub: Hub | None = None
+    server: StatusServer
+    in_charge: bool = False
+
+    async def on_first_start(self) -> None:
+        """Take over; raises what `Hub.start` raises."""
+        await super().on_first_start()
+        bootstrap = self.settings.kafka.bootstrap
+        await self.server.start()
+        await create_topics(bootstrap)
+        replicas, in_sync = replication((await reach.ask(bootstrap)).brokers)
+        config = {**JOURNAL_CONFIG, "min.insync.replicas": str(in_sync)}
+        journals = KafkaJournalStore(bootstrap, topic_config=config, replication_factor=replicas)
+        self.journals = journals
+        liveness = Liveness(self.settings.redis.url)
+        self.hub = Hub(
+            self.settings.hub.id,
+            self.settings.hub_dir,
+            KafkaControlLog(bootstrap),
+            journals.admin(),
+            silent=liveness.silent,
+        )
+        await self.hub.start()
+        self.in_charge = True
+        self.add_future(self._ending_hub(self.hub.react_for_ever()))
+        self.add_future(self._ending_hub(liveness.watch(self.hub.catalogue)))
+        self.add_future(self._ending_hub(serve_requests(self.hub, provider_of(self.settings))))
+        if self.in_worker:
+            self.add_future(self._crash_with(self.hub))
+
+    async def on_stop(self) -> None:
+        """Stop consuming first, then write the snapshot and let go."""
+        await super().on_stop()
+        if self.hub is not None:
+            await self.hub.close()
+            await self.journals.close()
+        await self.server.stop()
+
+    async def _ending_hub(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work for ever; what goes wrong ends the hub."""
+        assert self.hub is not None
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the hub, with its reason
+            self.hub.fail(error)
+
+    async def _crash_with(self, hub: Hub) -> None:
+        """Under Faust's own command nobody else waits for what ends the hub; `main.py` does under ours."""
+        try:
+            await asyncio.shield(hub.failed)
+        except RephubError as error:
+            await self.crash(error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether commands are answered: in charge, and Faust has its partitions and lets records through."""
+        return self.in_charge and self.flow_control.is_active() and not self.rebalancing
+
+    def status(self) -> dict[str, Any]:
+        """The `/status` document."""
+        document = {
+            "kind": "hub",
+            "id": self.settings.hub.id,
+            "pid": os.getpid(),
+            "ready": self.ready,
+            "at": now_us(),
+        }
+        return document | (self.hub.status() if self.hub else {})
+
+    async def serve_catalogue(self, _request: web.Request) -> web.Response:
+        """`/api/catalogue`: all that the hub knows."""
+        return document_response(self.hub.catalogue.summary() if self.hub else {})
+
+
+def build(settings: Settings) -> HubApp:
+    """The application for these settings; nothing is started or touched yet."""
+    private_dir(settings.hub_dir)
+    app = HubApp(
+        APP_ID,
+        broker=[f"kafka://{address}" for address in settings.kafka.bootstrap.split(",")],
+        datadir=str(settings.hub_dir / "faust"),
+        store="memory://",
+        consumer_group_instance_id=APP_ID,
+        broker_session_timeout=SESSION_SECONDS,
+        broker_rebalance_timeout=REBALANCE_SECONDS,
+        broker_heartbeat_interval=SESSION_SECONDS / 5,
+        broker_commit_interval=1.0,
+        stream_ack_exceptions=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        autodiscover=False,
+    )
+    app.settings = settings
+    routes = {"/api/catalogue": app.serve_catalogue}
+    app.server = StatusServer(
+        settings.hub.host, settings.hub.port, app.status, routes, registry=metrics.registry(app)
+    )
+    _add_agents(app)
+    return app
+
+
+def _add_agents(app: HubApp) -> None:
+    topics = {
+        name: app.topic(name, key_type=bytes, value_serializer=CODEC, allow_empty=True)
+        for name in (EVENTS_TOPIC, COMMANDS_TOPIC)
+    }
+
+    async def fold_events(stream: Any) -> AsyncIterator[None]:
+        async for event in stream.events():
+            hub = app.hub
+            assert hub is not None
+            try:
+                await hub.bring(event.message.offset, event.value)
+            except Exception as error:  # noqa: BLE001 - whatever it is ends the hub, with its reason
+                hub.fail(error)
+            yield
+
+    async def answer_commands(stream: Any) -> AsyncIterator[None]:
+        async for event in stream.events():
+            hub = app.hub
+            assert hub is not None
+            if isinstance(event.value, cmd.RECORDS):
+                try:
+                    await hub.answer(event.value)
+                except Exception as error:  # noqa: BLE001 - whatever it is ends the hub, with its reason
+                    hub.fail(error)
+                    # Never acknowledged, so that the next hub gets the command again.
+                    await asyncio.Event().wait()
+            yield
+
+    app.agent(topics[EVENTS_TOPIC], name="fold_events")(fold_events)
+    app.agent(topics[COMMANDS_TOPIC], name="answer_commands")(answer_commands)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, made when Faust's own command asks for it."""
+    if name == "app":
+        globals()["app"] = build(load_settings())
+        return globals()["app"]
+    raise AttributeError(name)

@@ -1,0 +1,61 @@
+"""What `/metrics` of the hub says: the catalogue in Prometheus' words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from rephub.projections.states import STATES
+
+if TYPE_CHECKING:
+    from rephub.consumers.hub.app import HubApp
+
+
+class _CatalogueCollector(Collector):
+    """Reads the catalogue when it is asked."""
+
+    def __init__(self, app: HubApp) -> None:
+        self._app = app
+
+    def collect(self) -> Iterable[Metric]:
+        hub = self._app.hub
+        yield GaugeMetricFamily("rephub_hub_ready", "Whether commands are answered", float(self._app.ready))
+        if hub is None:
+            return
+        catalogue = hub.catalogue
+        yield GaugeMetricFamily("rephub_hub_epoch", "Epoch of the hub in charge", catalogue.hub_epoch)
+        yield GaugeMetricFamily("rephub_events_next_offset", "Events folded so far", catalogue.next_offset)
+        yield CounterMetricFamily(
+            "rephub_events_ignored",
+            "Events that changed nothing because they cannot be",
+            catalogue.ignored_events,
+        )
+        yield CounterMetricFamily("rephub_commands", "Commands answered since the start", hub.commands)
+        states = GaugeMetricFamily(
+            "rephub_volume_state", "1 for the state that the volume is in", labels=["volume", "state"]
+        )
+        epochs = GaugeMetricFamily("rephub_volume_epoch", "Newest epoch of the volume", labels=["volume"])
+        for volume in catalogue.volumes.values():
+            if volume.retired:
+                continue
+            epochs.add_metric([volume.name], volume.epoch)
+            for state in STATES:
+                states.add_metric([volume.name, state], float(state == volume.state))
+        yield states
+        yield epochs
+        fots = [fot for fot in catalogue.fots.values() if not fot.ended]
+        yield GaugeMetricFamily("rephub_fots", "Fail-over tests that are open", len(fots))
+
+
+def registry(app: HubApp) -> CollectorRegistry:
+    """The hub's metrics and those of its process."""
+    found = CollectorRegistry()
+    ProcessCollector(registry=found)
+    PlatformCollector(registry=found)
+    GCCollector(registry=found)
+    found.register(_CatalogueCollector(app))
+    return found

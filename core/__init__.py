@@ -1,0 +1,1 @@
+"""What all rooms stand on: errors, names, settings, protocols, ports and their adapters."""

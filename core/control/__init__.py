@@ -1,0 +1,1 @@
+"""Commands and events: the log that the control plane is a fold of."""

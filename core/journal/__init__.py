@@ -1,0 +1,1 @@
+"""Journals: the port, and its adapters for Kafka and for memory."""

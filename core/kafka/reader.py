@@ -1,0 +1,201 @@
+"""Reads the only partition of a topic, by offset; no group, no commit, no reset.
+
+Why not `AIOKafkaConsumer`: its fetcher is one more loop between us and the answer, a seek for a single record
+throws away what was prefetched, and it makes a `ConsumerRecord` of fourteen fields from each record.
+Kafka's crc is not looked at: every record carries its own (`core/codec`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.record.memory_records import MemoryRecords
+
+from rephub.core.errors import IntegrityError, UnavailableError
+from rephub.core.journal.port import StoredRecord
+from rephub.core.kafka.link import KafkaAddress, KafkaLink, check_retriable, error_name
+
+TAIL_BYTES_MAX = 4 << 20
+"""One answer of a tail; a tail holds at most two: the one that is worked on and the next."""
+
+TAIL_WAIT_SECONDS = 1.0
+"""How long the broker holds a fetch at the head; it answers at once when a record comes."""
+
+TAIL_MISSING_SECONDS = 15.0
+"""A tail outlives a broker that does not know the topic for so long, as one might that has just started."""
+
+EARLIEST, LATEST = -2, -1
+OFFSET_OUT_OF_RANGE = 1
+READ_UNCOMMITTED = 0
+"""There are no transactions: this reads to the high watermark."""
+
+
+class _OutOfRangeError(Exception):
+    """The broker does not have the offset."""
+
+
+class PartitionReader:
+    """Offsets, random access and tails of one partition.
+
+    Args:
+        address: where Kafka is.
+        topic: must exist.
+        request_seconds: deadline of everything but `tail`.
+    """
+
+    def __init__(self, address: KafkaAddress, topic: str, *, request_seconds: float) -> None:
+        self._address = address
+        self._topic = topic
+        self._request_seconds = request_seconds
+        self._link = KafkaLink(address, topic)
+
+    async def start(self) -> None:
+        """Connect. Raises UnavailableError or NotFoundError."""
+        await self.first_offset()
+
+    async def first_offset(self) -> int:
+        """The log start. Raises UnavailableError or NotFoundError."""
+        return await self._offset(EARLIEST)
+
+    async def next_offset(self) -> int:
+        """The high watermark. Raises UnavailableError or NotFoundError."""
+        return await self._offset(LATEST)
+
+    async def fetch(self, offset: int, bytes_max: int) -> list[StoredRecord]:
+        """The record at the offset and those that came along.
+
+        Kafka answers with whole batches from the one that holds the offset, so a record deep in a batch costs
+        the batch; what lies before the record is dropped.
+
+        Raises:
+            IntegrityError: the offset is not in the log.
+            UnavailableError: no broker answers in time.
+        """
+        deadline = self._deadline()
+        while True:
+            try:
+                records = await self._fetch(self._link, offset, bytes_max, 0.0, deadline)
+            except _OutOfRangeError:
+                raise await self._not_in_log(offset) from None
+            if records:
+                return records
+            if offset >= await self.next_offset():
+                raise await self._not_in_log(offset)
+
+    async def tail(
+        self, first_offset: int, bytes_max: int = TAIL_BYTES_MAX
+    ) -> AsyncIterator[list[StoredRecord]]:
+        """Records from `first_offset` on, for ever; the next answer is asked for while one is worked on.
+
+        Outages are waited for; the link says in the log when they begin and end.
+
+        Raises:
+            IntegrityError: the offset is not in the log.
+            NotFoundError: there is no such topic any more.
+        """
+        link = KafkaLink(self._address, self._topic, TAIL_MISSING_SECONDS)
+
+        def ask(offset: int) -> asyncio.Task[list[StoredRecord]]:
+            return asyncio.create_task(
+                self._fetch(link, offset, bytes_max, TAIL_WAIT_SECONDS, math.inf), name=f"tail {self._topic}"
+            )
+
+        at = first_offset
+        answer = ask(at)
+        try:
+            while True:
+                records = await answer
+                if records:
+                    at = records[-1].journal_offset + 1
+                answer = ask(at)
+                if records:
+                    yield records
+        except _OutOfRangeError:
+            raise await self._not_in_log(at) from None
+        finally:
+            link.kill()
+            answer.cancel()
+            await asyncio.wait({answer})
+            if not answer.cancelled():
+                answer.exception()  # seen: nobody else will ask
+
+    async def close(self) -> None:
+        """Let go."""
+        self._link.kill()
+        await asyncio.sleep(0)  # lets the connection's reader end
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._request_seconds
+
+    async def _offset(self, which: int) -> int:
+        def handle(response: Any) -> int:
+            _, code, _, offset = response.topics[0][1][0]
+            if code:
+                check_retriable(code)
+                raise UnavailableError(f"Kafka gives no offset of {self._topic}: {error_name(code)}")
+            return int(offset)
+
+        request = OffsetRequest(-1, READ_UNCOMMITTED, [(self._topic, [(0, which)])])
+        return await self._link.call(request, handle, self._deadline())
+
+    async def _fetch(
+        self, link: KafkaLink, offset: int, bytes_max: int, wait_seconds: float, deadline: float
+    ) -> list[StoredRecord]:
+        """One answer; empty if there is nothing at the offset yet. Raises _OutOfRangeError."""
+
+        def handle(response: Any) -> list[StoredRecord]:
+            _, code, *_, message_set = response.topics[0][1][0]
+            if code == OFFSET_OUT_OF_RANGE:
+                raise _OutOfRangeError
+            if code:
+                check_retriable(code)
+                raise UnavailableError(f"Kafka gives no records of {self._topic}: {error_name(code)}")
+            return parse(self._topic, message_set, offset)
+
+        request = FetchRequest(
+            int(wait_seconds * 1000),
+            1,
+            bytes_max,
+            READ_UNCOMMITTED,
+            [(self._topic, [(0, offset, bytes_max)])],
+        )
+        return await link.call(request, handle, deadline)
+
+    async def _not_in_log(self, offset: int) -> IntegrityError:
+        first_offset, next_offset = await self.first_offset(), await self.next_offset()
+        return IntegrityError(
+            f"offset {offset} is not in {self._topic}, which holds [{first_offset}, {next_offset})",
+            first_offset=first_offset,
+            next_offset=next_offset,
+        )
+
+
+def parse(topic: str, message_set: bytes, offset: int) -> list[StoredRecord]:
+    """The whole records of a fetch answer from `offset` on.
+
+    Raises:
+        IntegrityError: the framing is broken, or an offset is missing.
+    """
+    records: list[StoredRecord] = []
+    try:
+        batches = MemoryRecords(message_set)
+        while (batch := batches.next_batch()) is not None:
+            records += [StoredRecord(record.offset, record.value or b"") for record in batch]
+    except (KafkaError, ValueError, IndexError, RuntimeError) as exc:
+        raise IntegrityError(f"a record batch of {topic} near offset {offset} is broken: {exc}") from exc
+    if records and records[0].journal_offset < offset:
+        records = [record for record in records if record.journal_offset >= offset]
+    if records and (
+        records[0].journal_offset != offset or records[-1].journal_offset != offset + len(records) - 1
+    ):
+        raise IntegrityError(
+            f"{topic} has holes between offsets {offset} and {records[-1].journal_offset}",
+            found=records[0].journal_offset,
+        )
+    return records

@@ -1,0 +1,1 @@
+"""Kafka: jars, broker start, topic definitions, compose file."""

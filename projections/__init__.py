@@ -1,0 +1,1 @@
+"""Pure state that the stream processors drive: no network, no clock."""

@@ -1,0 +1,141 @@
+"""How each event changes the catalogue: one function per event type, gathered in `FOLDS`.
+
+A function either changes the catalogue wholly or raises ConflictError before it changed anything (an event about an
+older epoch, an unknown volume, a transition that the table forbids); `Catalogue.apply` then notes it as ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rephub.core.errors import ConflictError
+from rephub.projections import fold_points, fold_volume
+from rephub.projections.entities import Agent, Diskbox, DiskboxRequest, PendingProtect
+from rephub.schemas import events as ev
+
+if TYPE_CHECKING:
+    from rephub.projections.catalogue import Catalogue
+
+
+def _hub_started(catalogue: Catalogue, event: ev.HubStarted) -> None:
+    if event.hub_epoch <= catalogue.hub_epoch:
+        raise ConflictError(f"hub epoch {event.hub_epoch} is taken")
+    catalogue.hub_epoch = event.hub_epoch
+    catalogue.hub = event.hub
+    catalogue.hub_event_id = event.id
+
+
+def _answered(_catalogue: Catalogue, _event: ev.CommandRejected | ev.CommandFulfilled) -> None:
+    """Only its command id counts, and `apply` keeps that."""
+
+
+def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
+    agent = catalogue.agents.get(event.agent)
+    if agent is None:
+        catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
+    else:
+        agent.host, agent.pid, agent.url = event.host, event.pid, event.url
+
+
+def _diskbox_announced(catalogue: Catalogue, event: ev.DiskboxAnnounced) -> None:
+    catalogue.diskboxes[event.diskbox] = Diskbox(
+        event.diskbox, event.host, event.pid, event.url, event.capacity
+    )
+    catalogue.diskbox_requests.pop(event.diskbox, None)
+
+
+def _diskbox_requested(catalogue: Catalogue, event: ev.DiskboxRequested) -> None:
+    if event.diskbox in catalogue.diskboxes or event.diskbox in catalogue.diskbox_requests:
+        raise ConflictError(f"diskbox {event.diskbox} is there or asked for already")
+    catalogue.diskbox_requests[event.diskbox] = DiskboxRequest(
+        event.diskbox, event.volume, event.id, event.command_id or ""
+    )
+
+
+def _diskbox_failed(catalogue: Catalogue, event: ev.DiskboxFailed) -> None:
+    request = catalogue.diskbox_requests.get(event.diskbox)
+    if request is None or request.event_id != event.cause_id:
+        raise ConflictError(f"diskbox {event.diskbox} is not asked for, or asked for anew")
+    del catalogue.diskbox_requests[event.diskbox]
+    for pending in catalogue.protects.values():
+        pending.diskbox_error = event.error
+
+
+def _agent(catalogue: Catalogue, name: str) -> Agent:
+    agent = catalogue.agents.get(name)
+    if agent is None:
+        raise ConflictError(f"no agent {name}")
+    return agent
+
+
+def _protect_requested(catalogue: Catalogue, event: ev.ProtectRequested) -> None:
+    volume = catalogue.volumes.get(event.volume)
+    if event.volume in catalogue.protects or (volume is not None and volume.live):
+        raise ConflictError(f"volume {event.volume} is protected or about to be")
+    catalogue.protects[event.volume] = PendingProtect(
+        volume=event.volume,
+        group=event.group,
+        qmp=event.qmp,
+        node=event.node,
+        ack=event.ack,
+        overload=event.overload,
+        history_seconds=event.history_seconds,
+        history_bytes=event.history_bytes,
+        recovery=event.recovery,
+        seed=event.seed,
+        deadline_at=event.deadline_at,
+        event_id=event.id,
+        command_id=event.command_id or "",
+    )
+
+
+def _vm_probe_requested(catalogue: Catalogue, event: ev.VmProbeRequested) -> None:
+    _agent(catalogue, event.agent).probes[event.qmp] = event.id
+    for pending in catalogue.protects.values():
+        if pending.event_id == event.cause_id:
+            pending.asked[event.agent] = event.id
+
+
+def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
+    agent = _agent(catalogue, event.agent)
+    agent.probes.pop(event.qmp, None)
+    agent.vms[event.qmp] = {
+        "vm": event.vm,
+        "version": event.version,
+        "nodes": [asdict(node) for node in event.nodes],
+    }
+    for pending in catalogue.protects.values():
+        if pending.qmp == event.qmp and event.agent in pending.asked:
+            if event.agent not in pending.announced:
+                pending.announced.append(event.agent)
+            pending.errors.pop(event.agent, None)
+
+
+def _vm_probe_failed(catalogue: Catalogue, event: ev.VmProbeFailed) -> None:
+    agent = _agent(catalogue, event.agent)
+    agent.probes.pop(event.qmp, None)
+    agent.vms.pop(event.qmp, None)
+    for pending in catalogue.protects.values():
+        if pending.qmp == event.qmp and event.agent in pending.asked:
+            pending.errors[event.agent] = event.error
+            if event.agent in pending.announced:
+                pending.announced.remove(event.agent)
+
+
+FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
+    ev.HubStarted: _hub_started,
+    ev.CommandRejected: _answered,
+    ev.CommandFulfilled: _answered,
+    ev.AgentAnnounced: _agent_announced,
+    ev.DiskboxAnnounced: _diskbox_announced,
+    ev.DiskboxRequested: _diskbox_requested,
+    ev.DiskboxFailed: _diskbox_failed,
+    ev.ProtectRequested: _protect_requested,
+    ev.VmProbeRequested: _vm_probe_requested,
+    ev.VmAnnounced: _vm_announced,
+    ev.VmProbeFailed: _vm_probe_failed,
+    **fold_volume.FOLDS,
+    **fold_points.FOLDS,
+}

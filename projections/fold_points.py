@@ -1,0 +1,248 @@
+"""How the events about checkpoints, fail-over tests and promotions change the catalogue; see `fold.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rephub.core.errors import ConflictError
+from rephub.projections.entities import Checkpoint, Fot, Promotion, message
+from rephub.projections.states import next_state
+from rephub.schemas import events as ev
+
+if TYPE_CHECKING:
+    from rephub.projections.catalogue import Catalogue
+
+ENDED_MAX = 1000
+"""Ended tests, and ended promotions, that the catalogue remembers."""
+
+
+def _checkpoint_requested(catalogue: Catalogue, event: ev.CheckpointRequested) -> None:
+    old = catalogue.checkpoints.get(event.checkpoint)
+    if old is not None and old.state != "failed":
+        raise ConflictError(f"checkpoint {event.checkpoint} exists")
+    catalogue.checkpoints.pop(event.checkpoint, None)
+    catalogue.checkpoints[event.checkpoint] = Checkpoint(
+        name=event.checkpoint,
+        volumes=list(event.volumes),
+        group=event.group,
+        agent=event.agent,
+        kind=event.kind,
+        deadline_at=event.deadline_at or 0,
+        event_id=event.id,
+        command_id=event.command_id or "",
+    )
+
+
+def _requested_checkpoint(catalogue: Catalogue, name: str) -> Checkpoint:
+    checkpoint = catalogue.checkpoints.get(name)
+    if checkpoint is None or checkpoint.state != "requested":
+        state = "unknown" if checkpoint is None else checkpoint.state
+        raise ConflictError(f"checkpoint {name} is {state}, not requested")
+    return checkpoint
+
+
+def _checkpoint_created(catalogue: Catalogue, event: ev.CheckpointCreated) -> None:
+    checkpoint = _requested_checkpoint(catalogue, event.checkpoint)
+    checkpoint.state = "created"
+    checkpoint.kind = event.kind
+    checkpoint.offsets = dict(event.offsets)
+    checkpoint.captured_at = event.captured_at
+
+
+def _checkpoint_failed(catalogue: Catalogue, event: ev.CheckpointFailed) -> None:
+    checkpoint = _requested_checkpoint(catalogue, event.checkpoint)
+    checkpoint.state, checkpoint.reason = "failed", message(event.error)
+
+
+def forget_checkpoints(catalogue: Catalogue, name: str) -> None:
+    """The journal is gone, and with it the markers."""
+    for checkpoint in list(catalogue.checkpoints.values()):
+        if name in checkpoint.volumes:
+            checkpoint.volumes.remove(name)
+            checkpoint.offsets.pop(name, None)
+            if not checkpoint.volumes:
+                del catalogue.checkpoints[checkpoint.name]
+
+
+def _fot_requested(catalogue: Catalogue, event: ev.FotRequested) -> None:
+    if event.fot in catalogue.fots:
+        raise ConflictError(f"fail-over test {event.fot} exists")
+    catalogue.fots[event.fot] = Fot(
+        name=event.fot,
+        volumes=list(event.volumes),
+        group=event.group,
+        diskbox=event.diskbox,
+        point_kind=event.point_kind,
+        point_value=event.point_value,
+        read_only=event.read_only,
+        qmp=event.qmp,
+        agent=event.agent or "",
+        deadline_at=event.deadline_at or 0,
+        event_id=event.id,
+        command_id=event.command_id or "",
+    )
+
+
+def _fot(catalogue: Catalogue, name: str, *states: str) -> Fot:
+    """The test, if it is in one of the states. Raises ConflictError."""
+    fot = catalogue.fots.get(name)
+    if fot is None or fot.state not in states:
+        raise ConflictError(f"fail-over test {name} is {fot.state if fot else 'unknown'}")
+    return fot
+
+
+def _fot_started(catalogue: Catalogue, event: ev.FotStarted) -> None:
+    """A test whose stop was asked for meanwhile stays `stopping`."""
+    fot = _fot(catalogue, event.fot, "requested", "stopping")
+    if fot.state == "requested":
+        fot.state = "started"
+        fot.redirect = "due" if fot.agent else ""
+    fot.views = [asdict(view) for view in event.views]
+
+
+def _fot_failed(catalogue: Catalogue, event: ev.FotFailed) -> None:
+    fot = _fot(catalogue, event.fot, "requested", "started", "stopping")
+    fot.state, fot.reason = "failed", message(event.error)
+    _prune(catalogue.fots)
+
+
+def _redirected(catalogue: Catalogue, name: str, *redirects: str) -> Fot:
+    """The test, if its VM is at one of these; ended or not. Raises ConflictError."""
+    fot = catalogue.fots.get(name)
+    if fot is None or fot.redirect not in redirects:
+        raise ConflictError(
+            f"the VM of fail-over test {name} is {fot.redirect or 'none' if fot else 'unknown'}"
+        )
+    return fot
+
+
+def _fot_attached(catalogue: Catalogue, event: ev.FotAttached) -> None:
+    _redirected(catalogue, event.fot, "due").redirect = "attached"
+
+
+def _fot_attach_failed(catalogue: Catalogue, event: ev.FotAttachFailed) -> None:
+    """Nothing of the test is left in the VM: the diskbox stops it."""
+    fot = _redirected(catalogue, event.fot, "due")
+    fot.redirect = "done"
+    if fot.state == "started":
+        fot.state, fot.stop_id, fot.reason = "stopping", event.id, message(event.error)
+
+
+def _fot_detached(catalogue: Catalogue, event: ev.FotDetached) -> None:
+    _redirected(catalogue, event.fot, "due", "attached").redirect = "done"
+
+
+def _fot_stop_requested(catalogue: Catalogue, event: ev.FotStopRequested) -> None:
+    fot = _fot(catalogue, event.fot, "requested", "started")
+    fot.state, fot.stop_id = "stopping", event.id
+
+
+def _fot_stopped(catalogue: Catalogue, event: ev.FotStopped) -> None:
+    fot = _fot(catalogue, event.fot, "requested", "started", "stopping")
+    fot.state, fot.reason = "stopped", event.reason
+    _prune(catalogue.fots)
+
+
+def _promote_requested(catalogue: Catalogue, event: ev.PromoteRequested) -> None:
+    if event.promotion in catalogue.promotions:
+        raise ConflictError(f"promotion {event.promotion} exists")
+    catalogue.promotions[event.promotion] = Promotion(
+        name=event.promotion,
+        volumes=list(event.volumes),
+        group=event.group,
+        diskbox=event.diskbox,
+        point_kind=event.point_kind,
+        point_value=event.point_value,
+        dry_run=event.dry_run,
+        to=event.to,
+        deadline_at=event.deadline_at or 0,
+        event_id=event.id,
+        command_id=event.command_id or "",
+    )
+
+
+def _promotion(catalogue: Catalogue, name: str, *states: str) -> Promotion:
+    """The promotion, if it is in one of the states. Raises ConflictError."""
+    promotion = catalogue.promotions.get(name)
+    if promotion is None or promotion.state not in states:
+        raise ConflictError(f"promotion {name} is {promotion.state if promotion else 'unknown'}")
+    return promotion
+
+
+def _promote_planned(catalogue: Catalogue, event: ev.PromotePlanned) -> None:
+    promotion = _promotion(catalogue, event.promotion, "requested")
+    promotion.state = "planned"
+    promotion.plans = [asdict(plan) for plan in event.plans]
+    if promotion.ended:
+        _prune(catalogue.promotions)
+
+
+def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
+    promotion = _promotion(catalogue, event.promotion, "planned")
+    volumes = [catalogue.volumes.get(name) for name in promotion.volumes]
+    if not promotion.final or any(volume is None or not volume.live for volume in volumes):
+        raise ConflictError(f"promotion {event.promotion} cannot start")
+    promotion.state = "started"
+    for volume in volumes:
+        if volume is not None:
+            volume.promotion = promotion.name
+            volume.resync_id = ""
+            if not volume.attached:
+                promotion.detached.append(volume.name)
+
+
+def _promoted(catalogue: Catalogue, event: ev.Promoted) -> None:
+    promotion = _promotion(catalogue, event.promotion, "planned", "started")
+    if promotion.dry_run or (promotion.final and promotion.state != "started"):
+        raise ConflictError(f"promotion {event.promotion} has not started")
+    if promotion.final:
+        volumes = [catalogue.volumes[name] for name in promotion.volumes]
+        targets = [next_state(volume.state, "promoted") for volume in volumes]
+        for volume, state in zip(volumes, targets, strict=True):
+            volume.state, volume.since_at, volume.reason = state, event.at, ""
+            volume.attached = False
+            volume.gap_at = 0
+            volume.promotion = volume.stopped = ""
+    promotion.state = "promoted"
+    promotion.plans = [asdict(plan) for plan in event.plans]
+    _prune(catalogue.promotions)
+
+
+def _promote_failed(catalogue: Catalogue, event: ev.PromoteFailed) -> None:
+    """The agents attach anew by themselves where they have let go."""
+    promotion = _promotion(catalogue, event.promotion, "requested", "planned", "started")
+    promotion.state, promotion.reason = "failed", message(event.error)
+    for name in promotion.volumes:
+        volume = catalogue.volumes.get(name)
+        if volume is not None and volume.promotion == promotion.name:
+            volume.promotion = ""
+    _prune(catalogue.promotions)
+
+
+def _prune(entities: dict[str, Fot] | dict[str, Promotion]) -> None:
+    """Forget the oldest that ended: people ask for the last ones, and the snapshot stays small."""
+    ended = [name for name, entity in entities.items() if entity.ended]
+    for name in ended[:-ENDED_MAX]:
+        del entities[name]
+
+
+FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
+    ev.CheckpointRequested: _checkpoint_requested,
+    ev.CheckpointCreated: _checkpoint_created,
+    ev.CheckpointFailed: _checkpoint_failed,
+    ev.FotRequested: _fot_requested,
+    ev.FotStarted: _fot_started,
+    ev.FotFailed: _fot_failed,
+    ev.FotAttached: _fot_attached,
+    ev.FotAttachFailed: _fot_attach_failed,
+    ev.FotDetached: _fot_detached,
+    ev.FotStopRequested: _fot_stop_requested,
+    ev.FotStopped: _fot_stopped,
+    ev.PromoteRequested: _promote_requested,
+    ev.PromotePlanned: _promote_planned,
+    ev.PromoteStarted: _promote_started,
+    ev.Promoted: _promoted,
+    ev.PromoteFailed: _promote_failed,
+}

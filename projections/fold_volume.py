@@ -1,0 +1,262 @@
+"""How the events about a volume's protection change the catalogue; see `fold.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rephub.core.errors import ConflictError
+from rephub.projections import fold_points, states
+from rephub.projections.entities import Volume, message
+from rephub.schemas import events as ev
+
+if TYPE_CHECKING:
+    from rephub.projections.catalogue import Catalogue
+
+
+def known_volume(catalogue: Catalogue, name: str) -> Volume:
+    """The volume, retired or not. Raises ConflictError."""
+    volume = catalogue.volumes.get(name)
+    if volume is None:
+        raise ConflictError(f"no volume {name}")
+    return volume
+
+
+def _current(catalogue: Catalogue, name: str, epoch: int) -> Volume:
+    """The volume, if the epoch is the one that is on. Raises ConflictError: it is an older one."""
+    volume = known_volume(catalogue, name)
+    if volume.retired:
+        raise ConflictError(f"volume {name} is not protected any more")
+    if epoch < volume.epoch:
+        raise ConflictError(f"epoch {epoch} of volume {name} is over, the current one is {volume.epoch}")
+    return volume
+
+
+def move(volume: Volume, fact: str, at: int, reason: str) -> None:
+    """Take the volume to the state that the table gives; a state that stays keeps its `since_at`.
+
+    Raises:
+        ConflictError: the table forbids it; nothing was changed.
+    """
+    state = states.next_state(volume.state, fact)
+    if state != volume.state:
+        volume.since_at = at
+    if state in ("protected", "promoted"):
+        volume.gap_at = 0
+    elif not volume.gap_at:
+        volume.gap_at = at
+    volume.state = state
+    volume.reason = reason
+
+
+def _start_protect(catalogue: Catalogue, event: ev.StartProtect) -> None:
+    old = catalogue.volumes.get(event.volume)
+    if old is not None and old.live:
+        raise ConflictError(f"volume {event.volume} is protected already")
+    volume = Volume(
+        name=event.volume,
+        group=event.group,
+        agent=event.agent,
+        diskbox=event.diskbox,
+        qmp=event.qmp,
+        node=event.node,
+        size_bytes=event.size_bytes,
+        ack=event.ack,
+        overload=event.overload,
+        history_seconds=event.history_seconds,
+        history_bytes=event.history_bytes,
+        recovery=event.recovery,
+        seed=event.seed,
+        reason="waits for capture",
+        since_at=event.at,
+        gap_at=event.at,
+        start_id=event.id,
+        command_id=event.command_id or "",
+    )
+    if old is not None and not old.purged:
+        volume.state = states.next_state(old.state, "started")
+        volume.previous = "retired" if old.retired else "promoted"
+        volume.previous_path = old.path
+        volume.epoch, volume.epoch_offset = old.epoch, old.epoch_offset
+        volume.attachment_id = old.attachment_id
+        volume.sync_epoch, volume.synced_epoch = old.sync_epoch, old.synced_epoch
+    catalogue.volumes[event.volume] = volume
+    catalogue.protects.pop(event.volume, None)
+
+
+def _protect_failed(catalogue: Catalogue, event: ev.ProtectFailed) -> None:
+    """A protect that waits is dropped; one that had begun is undone as an unprotect would.
+
+    A volume that was new leaves nothing behind (purge); one that continued an older life goes back to it.
+    """
+    if event.volume in catalogue.protects:
+        del catalogue.protects[event.volume]
+        return
+    volume = known_volume(catalogue, event.volume)
+    if not volume.live or volume.attached_before or volume.unprotect_id:
+        raise ConflictError(f"protection of volume {event.volume} is not about to start")
+    reason = f"protect failed: {message(event.error)}"
+    if volume.previous == "promoted":
+        volume.state, volume.since_at, volume.reason = "promoted", event.at, reason
+        volume.gap_at = 0
+        volume.path = volume.path or volume.previous_path
+        return
+    volume.state, volume.since_at, volume.reason = "gap", event.at, reason
+    volume.unprotect_id = event.id
+    volume.purge = not volume.previous
+    volume.detached = volume.released = False
+
+
+def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreated) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if not volume.live or volume.unprotect_id or event.diskbox != volume.diskbox:
+        raise ConflictError(f"volume {event.volume} wants no recovery volume on {event.diskbox}")
+    volume.path = event.path
+
+
+def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
+    volume = _current(catalogue, event.volume, event.epoch)
+    if event.epoch == volume.epoch:
+        raise ConflictError(f"epoch {event.epoch} of volume {event.volume} is taken")
+    if event.agent != volume.agent:
+        raise ConflictError(f"volume {event.volume} belongs to agent {volume.agent}, not {event.agent}")
+    move(volume, "attached", event.at, "waits for sync")
+    volume.epoch = event.epoch
+    volume.attachment_id = event.attachment_id
+    volume.epoch_offset = event.offset
+    volume.attached = volume.attached_before = True
+    volume.resync_id = ""
+    volume.detached = False
+    promotion = catalogue.promotions.get(volume.promotion)
+    if promotion is not None and volume.name in promotion.detached:
+        promotion.detached.remove(volume.name)
+
+
+def _sync_requested(catalogue: Catalogue, event: ev.SyncRequested) -> None:
+    volume = _current(catalogue, event.volume, event.epoch)
+    if event.epoch != volume.epoch:
+        raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
+    volume.sync_epoch = event.epoch
+
+
+def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
+    volume = _current(catalogue, event.volume, event.epoch)
+    if volume.state not in ("syncing", "resyncing"):
+        raise ConflictError(f"a volume that is {volume.state} does not sync")
+    volume.reason = f"{event.mode} sync"
+
+
+def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None:
+    volume = _current(catalogue, event.volume, event.epoch)
+    if event.epoch != volume.epoch:
+        raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
+    if volume.stopped:
+        move(volume, "synced_stopped", event.at, volume.stopped)
+    else:
+        move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
+    volume.synced_epoch = event.epoch
+
+
+def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
+    volume = _current(catalogue, event.volume, event.epoch)
+    move(volume, "lost", event.at, volume.stopped or event.reason)
+    volume.attached = False
+
+
+def _capture_detached(catalogue: Catalogue, event: ev.CaptureDetached) -> None:
+    """Epoch 0 says that nothing was attached: it answers an unprotect or a promote as well."""
+    volume = known_volume(catalogue, event.volume)
+    promotion = catalogue.promotions.get(volume.promotion)
+    if not event.epoch and volume.attached:
+        raise ConflictError(f"volume {event.volume} is attached in epoch {volume.epoch}")
+    if event.epoch:
+        _current(catalogue, event.volume, event.epoch)
+        reason = "detached for promote" if promotion else "detached"
+        move(volume, "detached", event.at, volume.stopped or reason)
+    volume.attached = False
+    if volume.unprotect_id:
+        volume.detached = True
+    if promotion is not None and volume.name not in promotion.detached:
+        promotion.detached.append(volume.name)
+
+
+def _resync_requested(catalogue: Catalogue, event: ev.ResyncRequested) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if not volume.live or not states.may(volume.state, "attached"):
+        raise ConflictError(f"a volume that is {volume.state} cannot become resyncing")
+    volume.resync_id = event.id
+    volume.command_id = event.command_id or ""
+
+
+def _volume_stopped(catalogue: Catalogue, event: ev.VolumeStopped) -> None:
+    volume = known_volume(catalogue, event.volume)
+    reason = f"stopped at offset {event.offset}: {message(event.error)}"
+    move(volume, "stopped", event.at, reason)
+    volume.stopped = reason
+
+
+def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if not volume.attached:
+        move(volume, "resumed_detached", event.at, "capture is off")
+    elif volume.synced_epoch == volume.epoch:
+        move(volume, "resumed_synced", event.at, "")
+    else:
+        move(volume, "resumed_syncing", event.at, "waits for sync")
+    volume.stopped = ""
+
+
+def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if volume.purged or volume.unprotect_id or volume.promotion:
+        raise ConflictError(f"volume {event.volume} cannot be unprotected now")
+    volume.unprotect_id = event.id
+    volume.purge = event.purge
+    volume.detached = not volume.live
+    volume.released = False
+    volume.command_id = event.command_id or ""
+    if volume.live:
+        volume.reason = "unprotect under way"
+
+
+def _recovery_volume_released(catalogue: Catalogue, event: ev.RecoveryVolumeReleased) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if not volume.unprotect_id:
+        raise ConflictError(f"nobody asked for the release of volume {event.volume}")
+    volume.released = True
+
+
+def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
+    volume = known_volume(catalogue, event.volume)
+    if not volume.unprotect_id:
+        raise ConflictError(f"nobody asked to unprotect volume {event.volume}")
+    move(volume, "unprotected", event.at, "unprotected")
+    volume.retired, volume.attached = True, False
+    volume.path = volume.path or volume.previous_path
+    volume.unprotect_id = volume.resync_id = volume.stopped = ""
+    volume.detached = volume.released = False
+    if event.purged:
+        volume.purged = True
+        volume.path = volume.attachment_id = ""
+        volume.epoch = volume.sync_epoch = volume.synced_epoch = 0
+        volume.epoch_offset = -1
+        fold_points.forget_checkpoints(catalogue, volume.name)
+
+
+FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
+    ev.StartProtect: _start_protect,
+    ev.ProtectFailed: _protect_failed,
+    ev.RecoveryVolumeCreated: _recovery_volume_created,
+    ev.FilterAttached: _filter_attached,
+    ev.SyncRequested: _sync_requested,
+    ev.VolumeSyncStarted: _sync_started,
+    ev.VolumeSyncCompleted: _sync_completed,
+    ev.CaptureLost: _capture_lost,
+    ev.CaptureDetached: _capture_detached,
+    ev.ResyncRequested: _resync_requested,
+    ev.VolumeStopped: _volume_stopped,
+    ev.VolumeResumed: _volume_resumed,
+    ev.UnprotectRequested: _unprotect_requested,
+    ev.RecoveryVolumeReleased: _recovery_volume_released,
+    ev.Unprotected: _unprotected,
+}

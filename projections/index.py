@@ -1,0 +1,281 @@
+"""Which journal event holds which byte of the volume, for every point in (applied, head].
+
+The index is a row of *segments*. A sealed segment holds up to `SEGMENT_EVENTS` events in compact arrays (17 bytes an
+event) and a table from *bucket* (64 KiB of the volume) to the events that touch it (16 bytes or less an event): it never
+changes again, so it can be written to a file as it is. The newest segment is open: plain lists.
+
+A lookup walks from the newest segment to the oldest and stops as soon as every byte is found, so a hot block costs the
+same whatever the length of the history. Extents wider than `WIDE_BUCKETS` buckets stand in a list of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rephub.projections.extents import Unclaimed
+
+BUCKET_BITS = 16
+"""64 KiB: a region of 16 of them would make cold blocks of a hot region slow, a smaller one costs memory for 1-MiB events."""
+SEGMENT_EVENTS = 16_384
+"""Events in a segment: sealing takes a few milliseconds, and 10 M events make some 600 segments."""
+WIDE_BUCKETS = 32
+"""Wider extents (2 MiB; only Zero can be) are searched one by one instead of standing in each bucket."""
+LENGTH_MAX = 0xFFFF_FFFF
+"""Longer zeroes take several rows: lengths are 32 bits wide."""
+
+DATA = 0
+ZERO = 1
+RECOVERY = 2
+SCRATCH = 3
+"""Kinds of `Piece`: where the bytes of a piece are."""
+
+Rows = Iterable[tuple[int, int, int, int]]
+"""(journal offset, start, end, kind)."""
+
+
+class Piece(NamedTuple):
+    """Part of a read: `length` bytes from `start` on are to be had from one place.
+
+    DATA: in the event at `journal_offset`, `delta` bytes after the start of its data. ZERO: zeroes. RECOVERY: in the
+    recovery volume. SCRATCH: in the scratch of a view.
+    """
+
+    start: int
+    length: int
+    kind: int
+    journal_offset: int = -1
+    delta: int = 0
+
+
+def visible(journal_offset: Any, applied_offset: int, last_offset: int) -> Any:
+    """Whether an event counts for the point `last_offset`: it is inside (applied, last]. Works on arrays."""
+    return (journal_offset > applied_offset) & (journal_offset <= last_offset)
+
+
+def newest_first(rows: Sequence[int]) -> Iterable[int]:
+    """The order of precedence: the newest event that covers a byte holds it. Rows come in journal order."""
+    return reversed(rows)
+
+
+class _Sealed:
+    """Up to SEGMENT_EVENTS events that never change again."""
+
+    __slots__ = (
+        "base", "bucket_first", "buckets", "bytes", "first_offset", "kinds", "last_offset", "lengths", "offsets", "order",
+        "starts", "wide",
+    )  # fmt: skip
+
+    def __init__(self, segment: _Open) -> None:
+        self.first_offset = segment.offsets[0]
+        self.last_offset = segment.offsets[-1]
+        self.base = self.first_offset
+        self.offsets = (np.array(segment.offsets, np.int64) - self.base).astype(np.uint32)
+        self.starts = np.array(segment.starts, np.int64)
+        self.lengths = np.array(segment.lengths, np.uint32)
+        self.kinds = np.array(segment.kinds, np.uint8)
+        ordered = sorted(segment.buckets)
+        self.buckets = np.array(ordered, np.int32)
+        counts = [len(segment.buckets[bucket]) for bucket in ordered]
+        self.bucket_first = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.uint32)
+        self.order = np.array([row for bucket in ordered for row in segment.buckets[bucket]], np.uint16)
+        self.wide = np.array(segment.wide, np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        arrays = (
+            self.offsets,
+            self.starts,
+            self.lengths,
+            self.kinds,
+            self.buckets,
+            self.bucket_first,
+            self.order,
+            self.wide,
+        )
+        return sum(array.nbytes for array in arrays)
+
+    def _candidates(self, start: int, end: int) -> npt.NDArray[np.uint16]:
+        low = np.searchsorted(self.buckets, start >> BUCKET_BITS)
+        high = np.searchsorted(self.buckets, (end - 1) >> BUCKET_BITS, side="right")
+        rows = self.order[self.bucket_first[low] : self.bucket_first[high]]
+        if high - low > 1 or len(self.wide):
+            rows = np.unique(np.concatenate((rows, self.wide)))
+        return rows
+
+    def rows(self, start: int, end: int, applied_offset: int, last_offset: int) -> Rows:
+        """Visible events that touch [start, end), in order of precedence."""
+        rows = self._candidates(start, end)
+        if not len(rows):
+            return
+        starts = self.starts[rows]
+        offsets = self.offsets[rows].astype(np.int64) + self.base
+        touching = (starts < end) & (starts + self.lengths[rows] > start)
+        found = rows[touching & visible(offsets, applied_offset, last_offset)].tolist()
+        for row in newest_first(found):
+            first = int(self.starts[row])
+            yield (
+                self.base + int(self.offsets[row]),
+                first,
+                first + int(self.lengths[row]),
+                int(self.kinds[row]),
+            )
+
+    def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
+        """Events and bytes in (first, last]."""
+        chosen = visible(self.offsets.astype(np.int64) + self.base, first_exclusive, last_inclusive)
+        return len(np.unique(self.offsets[chosen])), int(self.lengths[chosen].sum(dtype=np.int64))
+
+
+class _Open:
+    """The newest segment: events are appended to it."""
+
+    __slots__ = ("buckets", "kinds", "lengths", "offsets", "starts", "wide")
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.kinds: list[int] = []
+        self.buckets: dict[int, list[int]] = {}
+        self.wide: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def add(self, journal_offset: int, start: int, length: int, kind: int) -> None:
+        """Append one event's extent."""
+        row = len(self.offsets)
+        self.offsets.append(journal_offset)
+        self.starts.append(start)
+        self.lengths.append(length)
+        self.kinds.append(kind)
+        first, last = start >> BUCKET_BITS, (start + length - 1) >> BUCKET_BITS
+        if last - first >= WIDE_BUCKETS:
+            self.wide.append(row)
+            return
+        for bucket in range(first, last + 1):
+            self.buckets.setdefault(bucket, []).append(row)
+
+    def _candidates(self, start: int, end: int) -> list[int]:
+        first, last = start >> BUCKET_BITS, (end - 1) >> BUCKET_BITS
+        if first == last and not self.wide:
+            return self.buckets.get(first, [])
+        if last - first > len(self.buckets):
+            chosen = [rows for bucket, rows in self.buckets.items() if first <= bucket <= last]
+        else:
+            chosen = [self.buckets[bucket] for bucket in range(first, last + 1) if bucket in self.buckets]
+        return sorted({row for rows in chosen for row in rows} | set(self.wide))
+
+    def rows(self, start: int, end: int, applied_offset: int, last_offset: int) -> Rows:
+        """Visible events that touch [start, end), in order of precedence."""
+        for row in newest_first(self._candidates(start, end)):
+            first = self.starts[row]
+            if first < end and first + self.lengths[row] > start:
+                journal_offset = self.offsets[row]
+                if visible(journal_offset, applied_offset, last_offset):
+                    yield journal_offset, first, first + self.lengths[row], self.kinds[row]
+
+    def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
+        """Events and bytes in (first, last]."""
+        chosen = [
+            (offset, length)
+            for offset, length in zip(self.offsets, self.lengths, strict=True)
+            if visible(offset, first_exclusive, last_inclusive)
+        ]
+        return len({offset for offset, _ in chosen}), sum(length for _, length in chosen)
+
+
+class Index:
+    """Extents of the events in (applied, head].
+
+    Args:
+        applied_offset: events up to here are in the recovery volume and are never named.
+    """
+
+    def __init__(self, applied_offset: int = -1) -> None:
+        self.applied_offset = applied_offset
+        self._sealed: list[_Sealed] = []
+        self._open = _Open()
+
+    def __len__(self) -> int:
+        """Rows held; some may be applied already."""
+        return sum(map(len, self._sealed)) + len(self._open)
+
+    def nbytes(self) -> int:
+        """Memory of the sealed part."""
+        return sum(segment.nbytes() for segment in self._sealed)
+
+    def add(self, journal_offset: int, start: int, length: int, kind: int) -> None:
+        """Take in an event that changes bytes.
+
+        Args:
+            journal_offset: higher than that of the event before.
+            start: first byte.
+            length: bytes, more than 0.
+            kind: DATA or ZERO.
+        """
+        end = start + length
+        while start < end:
+            step = min(end - start, LENGTH_MAX)
+            self._open.add(journal_offset, start, step, kind)
+            start += step
+        if len(self._open) >= SEGMENT_EVENTS:
+            self.seal()
+
+    def seal(self) -> None:
+        """Close the open segment, if it holds anything."""
+        if len(self._open):
+            self._sealed.append(_Sealed(self._open))
+            self._open = _Open()
+
+    def drop(self, applied_offset: int) -> None:
+        """Forget events up to `applied_offset` (inclusive); memory is freed by whole segments."""
+        self.applied_offset = max(self.applied_offset, applied_offset)
+        self._sealed = [segment for segment in self._sealed if segment.last_offset > self.applied_offset]
+        if len(self._open) and self._open.offsets[-1] <= self.applied_offset:
+            self._open = _Open()
+
+    def _newest_first(self) -> list[_Open | _Sealed]:
+        segments: list[_Open | _Sealed] = [self._open]
+        segments.extend(reversed(self._sealed))
+        return segments
+
+    def lookup(self, start: int, length: int, last_offset: int) -> list[Piece]:
+        """Where the bytes [start, start + length) of the point `last_offset` are.
+
+        Args:
+            start: first byte.
+            length: bytes, more than 0.
+            last_offset: the point, at or above applied.
+
+        Returns:
+            Pieces in ascending order that cover the range: DATA, ZERO or RECOVERY.
+        """
+        unclaimed = Unclaimed(start, start + length)
+        pieces: list[Piece] = []
+        for segment in self._newest_first():
+            for journal_offset, first, next_, kind in segment.rows(
+                start, start + length, self.applied_offset, last_offset
+            ):
+                for low, high in unclaimed.claim(first, next_):
+                    delta = low - first if kind == DATA else 0
+                    pieces.append(Piece(low, high - low, kind, journal_offset, delta))
+                if not unclaimed:
+                    break
+            if not unclaimed:
+                break
+        pieces.extend(Piece(low, high - low, RECOVERY) for low, high in unclaimed.holes())
+        pieces.sort()
+        return pieces
+
+    def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
+        """How many events, and how many bytes they change, lie in (first, last]; both above applied."""
+        totals = [segment.count(first_exclusive, last_inclusive) for segment in self._newest_first()]
+        return sum(events for events, _ in totals), sum(length for _, length in totals)

@@ -1,0 +1,1 @@
+"""Avro schemas: one file per event or command; the typed records beside them are generated."""

@@ -1,0 +1,111 @@
+# ruff: noqa: E501
+"""Typed records of `rephub.commands`. Made by `schemas/generate.py` from the `.avsc` files here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateCheckpoint:
+    """Mark one instant of a volume or group."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    checkpoint: str
+    volume: str | None = None
+    group: str | None = None
+    quiesce: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promote:
+    """Make a point permanent."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    point_kind: str
+    point_value: str
+    dry_run: bool
+    to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protect:
+    """Start protection of a volume."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    group: str
+    qmp: str
+    node: str
+    ack: str
+    overload: str
+    history_seconds: int
+    history_bytes: int
+    recovery: str | None = None
+    seed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync:
+    """Attach anew and copy again."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFot:
+    """Open a fail-over test."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    fot: str
+    volume: str | None = None
+    group: str | None = None
+    point_kind: str
+    point_value: str
+    read_only: bool
+    qmp: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopFot:
+    """End a fail-over test, discard its scratch."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    fot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unprotect:
+    """End protection of a volume."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    purge: bool
+
+
+Record = CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)

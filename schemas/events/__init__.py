@@ -1,0 +1,694 @@
+# ruff: noqa: E501
+"""Typed records of `rephub.events`. Made by `schemas/generate.py` from the `.avsc` files here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAnnounced:
+    """A RepAgent is there."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    agent: str
+    host: str
+    pid: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureDetached:
+    """The agent left QEMU as it was."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureLost:
+    """Guest writes no longer reach the journal; the guest goes on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCreated:
+    """All markers are acked."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    checkpoint: str
+    kind: str
+    offsets: dict[str, int]
+    captured_at: int
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed:
+    """CheckpointFailed"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    checkpoint: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRequested:
+    """The hub asks for markers."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    checkpoint: str
+    volumes: tuple[str, ...]
+    group: str | None = None
+    agent: str
+    kind: str
+    deadline_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandFulfilled:
+    """What a command wished for was so already."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRejected:
+    """The hub did not take a command."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxAnnounced:
+    """A diskbox is there."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    host: str
+    pid: int
+    url: str
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxFailed:
+    """The provider brought no diskbox; every protect that waited for one fails with this error."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxRequested:
+    """All diskboxes are full: the provider is to bring a new one, which announces itself."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterAttached:
+    """Capture is on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    agent: str
+    epoch: int
+    attachment_id: str
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotAttachFailed:
+    """The recovery VM could not get the views: the test ends."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    agent: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotAttached:
+    """The recovery VM has the views as its disks, and runs."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotDetached:
+    """The recovery VM has let go of the views, or is gone: they may close."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    agent: str
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotFailed:
+    """FotFailed"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotRequested:
+    """FotRequested"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    volumes: tuple[str, ...]
+    group: str | None = None
+    diskbox: str
+    point_kind: str
+    point_value: str
+    read_only: bool
+    qmp: str | None = None
+    agent: str | None = None
+    deadline_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewItem:
+    """Part of another record."""
+
+    volume: str
+    offset: int
+    captured_at: int | None = None
+    checkpoint: str | None = None
+    uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotStarted:
+    """FotStarted"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    views: tuple[ViewItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotStopRequested:
+    """FotStopRequested"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FotStopped:
+    """Scratch discarded, pins released."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubStarted:
+    """A hub took over; events of hubs with a lower epoch count for nothing."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    hub: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteFailed:
+    """PromoteFailed"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanItem:
+    """Part of another record."""
+
+    volume: str
+    offset: int
+    captured_at: int | None = None
+    checkpoint: str | None = None
+    path: str
+    events: int
+    bytes: int
+    lost_events: int
+    lost_bytes: int
+    lost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromotePlanned:
+    """What would be, or will be, applied and lost."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
+    plans: tuple[PlanItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteRequested:
+    """PromoteRequested"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
+    volumes: tuple[str, ...]
+    group: str | None = None
+    diskbox: str
+    point_kind: str
+    point_value: str
+    dry_run: bool
+    to: str | None = None
+    deadline_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteStarted:
+    """Decided: agents detach, the diskbox fences and applies."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    """Done."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
+    plans: tuple[PlanItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectFailed:
+    """Protection did not start; nothing is left of it."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectRequested:
+    """The hub took a Protect and waits for an agent to announce the VM."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    group: str
+    qmp: str
+    node: str
+    ack: str
+    overload: str
+    history_seconds: int
+    history_bytes: int
+    recovery: str | None = None
+    seed: str | None = None
+    deadline_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryVolumeCreated:
+    """The diskbox holds a recovery volume."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    diskbox: str
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryVolumeReleased:
+    """The diskbox let the recovery volume go."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    purged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResyncRequested:
+    """The hub asks the agent to attach anew."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartProtect:
+    """The hub tells agent and diskbox to protect."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    group: str
+    qmp: str
+    node: str
+    ack: str
+    overload: str
+    history_seconds: int
+    history_bytes: int
+    recovery: str | None = None
+    seed: str | None = None
+    agent: str
+    diskbox: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequested:
+    """The hub starts sync."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnprotectRequested:
+    """UnprotectRequested"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    purge: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unprotected:
+    """Unprotected"""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    purged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInfo:
+    """Part of another record."""
+
+    node: str
+    device: str
+    size_bytes: int
+    driver: str
+    read_only: bool
+    iothread: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmAnnounced:
+    """A VM and all its volumes, as its agent sees them."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    agent: str
+    qmp: str
+    vm: str
+    version: str
+    nodes: tuple[NodeInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmProbeFailed:
+    """The monitor did not answer as one."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    agent: str
+    qmp: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmProbeRequested:
+    """The hub asks an agent to look at a monitor."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    agent: str
+    qmp: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeResumed:
+    """The projector goes on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeStopped:
+    """The projector stopped at an event that it must not apply."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    offset: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSyncCompleted:
+    """The journal holds all of the volume."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSyncStarted:
+    """The agent reads the volume."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+    mode: str
+    total_bytes: int
+
+
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)

@@ -1,0 +1,49 @@
+"""One stack for the tests that do no harm to it, and one of its own for each that does."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import Stack
+
+
+def _stack(*options: str) -> Iterator[Stack]:
+    state_dir = Path(tempfile.mkdtemp(prefix="rh-"))
+    stack = Stack(state_dir)
+    try:
+        stack.run("up", "--detach", *options)
+        yield stack
+    finally:
+        stack.down()
+        shutil.rmtree(state_dir)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Shared: a test uses volumes of its own names and kills nothing."""
+    yield from _stack()
+
+
+@pytest.fixture
+def own_stack() -> Iterator[Stack]:
+    """For tests that kill parts."""
+    yield from _stack()
+
+
+@pytest.fixture
+def own_stack_no_restart() -> Iterator[Stack]:
+    """Parts that die stay dead."""
+    yield from _stack("--no-restart")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: Unix socket paths end at 108 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="rh-"))
+    yield path
+    shutil.rmtree(path)

@@ -1,0 +1,162 @@
+"""What an agent does next, from the catalogue and what it holds: protect, loss, restart, promote, unprotect."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from rephub.agent.plan import Action, Held, Local, is_final, key_of, next_action
+from rephub.core.errors import FencedError, UnavailableError
+from rephub.projections.catalogue import Catalogue
+from rephub.schemas import events as ev
+
+
+class World:
+    """A catalogue with one volume `v` of agent `a`, grown by events."""
+
+    def __init__(self) -> None:
+        self.catalogue = Catalogue()
+        self.local = Local()
+        self._numbers = itertools.count(1)
+
+    def tell(self, event_type: type[ev.Record], **fields: Any) -> None:
+        number = next(self._numbers)
+        event = event_type(id=f"id{number}", at=number, source="test", hub_epoch=0, **fields)
+        assert self.catalogue.apply(number, event), self.catalogue.ignored
+
+    def next(self, agent: str = "a") -> Action:
+        return next_action(self.catalogue, self.catalogue.volumes["v"], agent, self.local)
+
+    def protect(self) -> None:
+        self.tell(
+            ev.StartProtect, volume="v", group="v", qmp="/q", node="n", ack="async", overload="throttle",
+            history_seconds=1, history_bytes=1, agent="a", diskbox="d", size_bytes=1,
+        )  # fmt: skip
+
+    def created(self) -> None:
+        self.tell(ev.RecoveryVolumeCreated, volume="v", diskbox="d", path="/p", size_bytes=1)
+
+    def attached(self, epoch: int = 1) -> None:
+        self.local.held, self.local.last_epoch = Held(epoch, "aa", 0), epoch
+        self.local.resynced = self.catalogue.volumes["v"].resync_id
+        self.tell(
+            ev.FilterAttached,
+            volume="v",
+            agent="a",
+            epoch=epoch,
+            attachment_id=f"a{epoch}",
+            offset=0,
+            reason="r",
+        )
+
+    def synced(self) -> None:
+        assert self.local.held is not None
+        epoch = self.local.held.epoch
+        self.tell(ev.SyncRequested, volume="v", epoch=epoch)
+        self.local.held.sync_begun, self.local.held.synced_offset = True, 5
+        self.tell(ev.VolumeSyncCompleted, volume="v", epoch=epoch, offset=5)
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.protect()
+    return world
+
+
+def test_protect_in_its_order(world: World) -> None:
+    assert world.next() is Action.NONE, "the recovery volume is not there yet"
+    world.created()
+    assert world.next("b") is Action.NONE, "another agent's volume"
+    assert world.next() is Action.ATTACH
+    world.attached()
+    assert world.next() is Action.NONE, "nobody asked for sync yet"
+    world.tell(ev.SyncRequested, volume="v", epoch=1)
+    assert world.next() is Action.SYNC
+    assert world.local.held is not None
+    world.local.held.sync_begun = world.local.held.source_open = True
+    assert world.next() is Action.NONE
+    world.local.held.synced_offset = 9
+    assert world.next() is Action.TIDY
+    world.local.held.source_open = False
+    assert world.next() is Action.NONE
+
+
+def test_a_refused_protect_is_not_tried_again(world: World) -> None:
+    world.created()
+    world.local.gave_up = world.catalogue.volumes["v"].start_id
+    assert world.next() is Action.NONE
+    world.tell(ev.ProtectFailed, volume="v", error="{}")
+    assert world.next() is Action.RELEASE
+    world.tell(ev.CaptureDetached, volume="v", epoch=0)
+    assert world.next() is Action.NONE
+
+
+def test_loss_is_reported_and_followed_by_a_new_attachment(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    world.local.lost = UnavailableError("x")
+    assert world.next() is Action.REPORT_LOST
+    world.local.held = world.local.lost = None
+    assert world.next() is Action.ATTACH, "the event need not be folded first"
+    world.tell(ev.CaptureLost, volume="v", epoch=1, reason="x")
+    assert world.next() is Action.ATTACH
+
+
+def test_after_a_restart_the_dead_attachment_is_reported_first(world: World) -> None:
+    world.created()
+    world.attached()
+    world.local = Local()
+    assert world.next() is Action.REPORT_LOST
+    world.local.last_epoch = 1
+    assert world.next() is Action.ATTACH
+
+
+def test_a_fenced_volume_waits_for_a_request(world: World) -> None:
+    world.created()
+    world.attached()
+    assert is_final(FencedError("x"))
+    world.local.held, world.local.fenced = None, key_of(world.catalogue.volumes["v"])
+    world.tell(ev.CaptureLost, volume="v", epoch=1, reason="fenced")
+    assert world.next() is Action.NONE
+    world.tell(ev.ResyncRequested, volume="v")
+    assert world.next() is Action.ATTACH
+
+
+def test_resync_detaches_and_attaches_once(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    world.tell(ev.ResyncRequested, volume="v")
+    assert world.next() is Action.DETACH
+    world.local.held = None
+    assert world.next() is Action.ATTACH
+    world.attached(2)
+    assert world.next() is Action.NONE
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_unprotect(world: World, *, restarted: bool) -> None:
+    world.created()
+    world.attached()
+    world.tell(ev.UnprotectRequested, volume="v", purge=False)
+    if restarted:
+        world.local = Local()
+        assert world.next() is Action.RELEASE
+    else:
+        assert world.next() is Action.DETACH
+    world.local.held = None
+    world.local.last_epoch, world.local.released = 1, key_of(world.catalogue.volumes["v"])
+    assert world.next() is Action.NONE, "it is said already"
+    world.tell(ev.CaptureDetached, volume="v", epoch=1)
+    assert world.next() is Action.NONE
+
+
+def test_lost_monitor_is_looked_for_while_capture_is_on(world: World) -> None:
+    world.created()
+    world.attached()
+    world.local.connected = False
+    assert world.next() is Action.RECONNECT

@@ -1,0 +1,381 @@
+"""The diskbox on the memory adapters: what it makes of the catalogue, with real files and real NBD."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from diskbox_site import DiskboxSite, read_all, running
+from journal_model import JournalModel
+from rephub.consumers.diskbox.status import status_document, timeline_document
+from rephub.core.control.memory import MemoryControlLog
+from rephub.core.errors import RequestError
+from rephub.core.journal.memory import MemoryJournalStore
+from rephub.core.names import ack_key, diskbox_lease_key
+from rephub.core.nbd.client import NbdClient
+from rephub.schemas import events as ev
+
+
+def make_site(short_dir: Path, **options) -> DiskboxSite:
+    return DiskboxSite(short_dir, MemoryJournalStore(), MemoryControlLog(), **options)
+
+
+async def protected(site: DiskboxSite, volume: str = "v", seed: int = 1, **fields) -> JournalModel:
+    model = JournalModel(seed=seed)
+    await site.protect(volume, model, **fields)
+    await site.created(volume)
+    model.source[:] = model.random.randbytes(model.size)
+    model.start_epoch()
+    await site.publish(volume)
+    await site.attach(volume)
+    model.sync()
+    model.some_writes(20)
+    await site.publish(volume)
+    await site.caught_up(volume)
+    return model
+
+
+async def test_fots_at_many_offsets_are_isolated_and_leave_nothing(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site)
+        named = model.checkpoint("before")
+        model.some_writes(10)
+        await site.publish("v")
+        offsets = [named, named - 3, named + 5, model.last]
+        tests = [
+            await site.fot(f"f{number}", ["v"], "offset", str(offset))
+            for number, offset in enumerate(offsets)
+        ]
+        tests.append(await site.fot("named", ["v"], "checkpoint", "before"))
+        offsets.append(named)
+        assert tests[-1].views[0]["checkpoint"] == "before"
+        clients = []
+        for fot, offset in zip(tests, offsets, strict=True):
+            assert fot.state == "started", fot
+            assert fot.views[0]["offset"] == offset
+            assert await read_all(fot.views[0]["uri"]) == model.image_at(offset)
+            clients.append(await NbdClient.connect_uri(fot.views[0]["uri"]))
+        images = [bytearray(model.image_at(offset)) for offset in offsets]
+        for number, (client, image) in enumerate(zip(clients, images, strict=True)):
+            data = bytes([number + 1]) * (5000 + number)
+            await client.write(1000 * number + 7, data)
+            image[1000 * number + 7 : 1000 * number + 7 + len(data)] = data
+            await client.zero(100_000, 70_001 + number)
+            image[100_000 : 170_001 + number] = bytes(70_001 + number)
+            await client.flush()
+        model.some_writes(10)
+        await site.publish("v")
+        for client, image in zip(clients, images, strict=True):
+            assert bytes(await client.read(0, model.size)) == bytes(image)
+            await client.close()
+        latest = await site.fot("latest", ["v"], "latest", "", read_only=True)
+        assert latest.views[0]["offset"] == model.last
+        assert await read_all(latest.views[0]["uri"]) == model.image_at(model.last)
+        client = await NbdClient.connect_uri(latest.views[0]["uri"])
+        assert client.read_only
+        await client.close()
+        assert len(status_document(site.diskbox)["fots"]) == 6
+        for fot in [*tests, latest]:
+            await site.stop_fot(fot.name)
+        assert status_document(site.diskbox)["fots"] == []
+        assert list((short_dir / "s").iterdir()) == []
+        assert [path for path in (short_dir / "diskbox/box/fots").rglob("*") if path.is_file()] == []
+        assert site.status("v")["pins"] == {}
+
+
+async def test_views_stay_open_until_the_recovery_vm_has_let_go(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        await protected(site)
+        fot = await site.fot("f", ["v"], "latest", "", qmp="/vm1r", agent="a1")
+        await site.tell(ev.FotAttached, fot="f", agent="a1")
+        await site.tell(ev.FotStopRequested, fot="f")
+        await site.until(lambda catalogue: catalogue.fots["f"].state == "stopping", "stopping")
+        client = await NbdClient.connect_uri(fot.views[0]["uri"])
+        # Later events are acted on, this one is not.
+        await site.fot("g", ["v"], "latest", "")
+        assert len(await client.read(0, 4096)) == 4096
+        await client.close()
+        await site.tell(ev.FotDetached, fot="f", agent="a1")
+        await site.until(lambda catalogue: catalogue.fots["f"].state == "stopped", "stopped")
+        assert [fot["fot"] for fot in status_document(site.diskbox)["fots"]] == ["g"]
+
+
+async def test_a_point_that_is_not_there_names_the_nearest(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site)
+        earliest = site.status("v")["earliest_offset"]
+        for kind, value, exit_code, nearest in [
+            ("offset", str(earliest - 1), "PointNotAvailableError", earliest),
+            ("offset", str(model.last + 1), "PointNotAvailableError", model.last),
+            ("time", str(model.at - 10**12), "PointNotAvailableError", earliest),
+            ("checkpoint", "nobody", "NotFoundError", None),
+            ("offset", "x", "UsageError", None),
+        ]:
+            request = await site.control.next_offset("rephub.events")
+            fot = await site.fot(f"f-{kind}-{value}", ["v"], kind, value)
+            assert fot.state == "failed"
+            failed = [
+                record
+                for _, record in await site.control.read(
+                    "rephub.events", request, await site.control.next_offset("rephub.events")
+                )
+                if isinstance(record, ev.FotFailed)
+            ]
+            error = json.loads(failed[0].error)
+            assert error["class"] == exit_code
+            assert error.get("nearest_offset") == nearest
+        fot = await site.fot("unknown", ["w"], "latest", "")
+        assert fot.state == "failed"
+
+
+async def test_the_scratch_limit_is_enospc_and_nothing_else_breaks(short_dir) -> None:
+    async with running(make_site(short_dir, scratch_bytes=16 * 4096)) as site:
+        model = await protected(site)
+        fot = await site.fot("f", ["v"], "latest", "")
+        client = await NbdClient.connect_uri(fot.views[0]["uri"])
+        await client.write(0, b"a" * 16 * 4096)
+        with pytest.raises(RequestError) as caught:
+            await client.write(17 * 4096, b"b")
+        assert caught.value.errno == errno.ENOSPC
+        await client.write(4096, b"c" * 4096)
+        image = bytearray(model.image_at(model.last))
+        image[: 16 * 4096] = b"a" * 16 * 4096
+        image[4096:8192] = b"c" * 4096
+        assert bytes(await client.read(0, model.size)) == bytes(image)
+        await client.close()
+
+
+async def test_two_volumes_open_at_one_checkpoint_or_not_at_all(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        one, two = await protected(site, "one", 1), await protected(site, "two", 2)
+        marks = {"one": one.checkpoint("c1"), "two": two.checkpoint("c1")}
+        one.checkpoint("only-one")
+        for name in marks:
+            site.models[name].some_writes(4)
+            await site.publish(name)
+        failed = await site.fot("f1", ["one", "two"], "checkpoint", "only-one")
+        assert failed.state == "failed"
+        assert site.status("one")["pins"] == {}
+        for kind, value in [("checkpoint", "c1"), ("latest", "")]:
+            fot = await site.fot(f"f-{kind}", ["one", "two"], kind, value)
+            assert {view["volume"]: view["offset"] for view in fot.views} == marks
+            for view in fot.views:
+                assert await read_all(view["uri"]) == site.models[view["volume"]].image_at(view["offset"])
+
+
+async def test_after_a_restart_tests_are_over_and_said_to_be(short_dir) -> None:
+    site = make_site(short_dir)
+    async with running(site):
+        model = await protected(site)
+        fot = await site.fot("f", ["v"], "latest", "")
+        client = await NbdClient.connect_uri(fot.views[0]["uri"])
+        await client.write(0, b"a" * 4096)
+        await client.close()
+    async with running(site):
+        stopped = await site.until(
+            lambda catalogue: catalogue.fots["f"].state == "stopped" and catalogue.fots["f"], "stopped"
+        )
+        assert stopped.reason == "diskbox restarted"
+        assert not (short_dir / "diskbox/box/fots").exists()
+        await site.caught_up("v")
+        fot = await site.fot("g", ["v"], "latest", "")
+        assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
+
+
+async def test_promote_fences_applies_exactly_and_a_new_protection_takes_over(short_dir) -> None:
+    site = make_site(short_dir)
+    async with running(site):
+        model = await protected(site)
+        point = model.checkpoint("good")
+        model.some_writes(12)
+        await site.publish("v")
+        dry = await site.promotion("dry", ["v"], "checkpoint", "good", dry_run=True)
+        assert dry.state == "planned"
+        assert dry.plans[0]["lost_events"] == 12
+        assert dry.plans[0]["events"] > 0
+        assert site.status("v")["pins"] == {}
+        low = await site.fot("low", ["v"], "offset", str(point - 1))
+        high = await site.fot("high", ["v"], "latest", "")
+        refused = await site.promotion("p0", ["v"], "checkpoint", "good")
+        assert refused.state == "failed"
+        assert "low" in refused.reason
+        await site.stop_fot(low.name)
+        planned = await site.promotion("p1", ["v"], "checkpoint", "good")
+        assert planned.plans[0]["path"] == site.status("v")["path"]
+        latest = model.last
+        await site.tell(ev.PromoteStarted, promotion="p1")
+        await site.tell(ev.CaptureDetached, volume="v", epoch=model.epoch)
+        promotion = await site.promoted("p1")
+        assert promotion.state == "promoted", promotion
+        path = Path(promotion.plans[0]["path"])
+        assert path.read_bytes() == model.image_at(point)
+        assert await read_all(high.views[0]["uri"]) == model.image_at(latest)
+        assert site.status("v")["latest_offset"] is None
+        assert (await site.fot("late", ["v"], "latest", "")).state == "failed"
+    async with running(site):
+        assert path.read_bytes() == model.image_at(point)
+        reader = site.store.reader("v")
+        fence_offset = await reader.next_offset() - 1
+        assert fence_offset == latest + 1
+        # the model learns of the fence; a record of the old epoch lands late
+        stale = JournalModel()
+        stale.epoch, stale.attachment, stale.seq = model.epoch, model.attachment, model.seq
+        stale.write(0, b"stale" * 100)
+        model.values += [(await reader.fetch(fence_offset))[0].value, stale.values[0]]
+        model.images += [model.images[-1]] * 2
+        site.published["v"] += 1
+        await site.publish("v")
+        await site.protect("v", model)
+        assert await site.created("v") == str(path)
+        model.epoch += 1
+        model.start_epoch("protect again")
+        await site.publish("v")
+        await site.attach("v")
+        model.some_writes(2)
+        done = model.sync()
+        model.some_writes(5)
+        await site.publish("v")
+        await site.caught_up("v")
+        assert site.status("v")["earliest_offset"] == done
+        for offset in (done, model.last):
+            fot = await site.fot(f"f{offset}", ["v"], "offset", str(offset))
+            assert await read_all(fot.views[0]["uri"]) == model.image_at(offset)
+
+
+async def test_promote_to_a_copy_ends_nothing(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site)
+        target = short_dir / "copy.raw"
+        point = model.last - 5
+        await site.promotion("p1", ["v"], "offset", str(point), to=str(target))
+        promotion = await site.promoted("p1")
+        assert promotion.state == "promoted", promotion
+        assert promotion.plans[0]["path"] == str(target)
+        assert target.read_bytes() == model.image_at(point)
+        await site.promotion("p2", ["v"], "latest", "", to=str(target))
+        assert (await site.promoted("p2")).state == "failed"
+        assert target.read_bytes() == model.image_at(point)
+        assert [path.name for path in short_dir.iterdir() if path.is_file()] == ["copy.raw"]
+        model.some_writes(3)
+        await site.publish("v")
+        await site.caught_up("v")
+        assert site.status("v")["latest_offset"] == model.last
+        assert site.status("v")["pins"] == {}
+
+
+async def test_a_promotion_goes_on_after_a_kill(short_dir) -> None:
+    site = make_site(short_dir, detach_seconds=30)
+    async with running(site):
+        model = await protected(site)
+        point = model.last - 8
+        await site.promotion("p1", ["v"], "offset", str(point))
+        await site.tell(ev.PromoteStarted, promotion="p1")
+        await site.until(lambda catalogue: catalogue.promotions["p1"].state == "started", "started")
+    async with running(site):
+        assert site.status("v")["pins"] == {"promote:p1": point}
+        await site.tell(ev.CaptureDetached, volume="v", epoch=model.epoch)
+        promotion = await site.promoted("p1")
+        assert promotion.state == "promoted", promotion
+        assert Path(promotion.plans[0]["path"]).read_bytes() == model.image_at(point)
+
+
+@pytest.mark.parametrize("purge", [True, False])
+async def test_release_keeps_or_deletes(short_dir, purge) -> None:
+    async with running(make_site(short_dir)) as site:
+        await protected(site)
+        fot = await site.fot("f", ["v"], "latest", "")
+        path = Path(site.status("v")["path"])
+        await site.tell(ev.UnprotectRequested, volume="v", purge=purge)
+        await site.until(lambda catalogue: catalogue.volumes["v"].released, "released")
+        assert path.exists() != purge
+        assert path.parent.exists() != purge
+        assert site.diskbox.catalogue.fots[fot.name].state == "stopped"
+
+
+async def test_foreign_data_are_refused_and_untouched(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        taken = short_dir / "mine.img"
+        taken.write_bytes(b"precious")
+        missing = short_dir / "no/such/directory/x.raw"
+        for name, path in [("v", taken), ("w", missing), ("x", Path("relative.raw"))]:
+            await site.protect(name, JournalModel(), recovery=str(path))
+            volume = await site.until(
+                lambda catalogue, name=name: catalogue.volumes[name].unprotect_id and catalogue.volumes[name],
+                "failed",
+            )
+            await site.until(lambda catalogue, name=name: catalogue.volumes[name].released, "released")
+            assert "protect failed" in volume.reason
+        assert taken.read_bytes() == b"precious"
+        assert list((short_dir / "diskbox/box/volumes").iterdir()) == []
+        own = short_dir / "own.raw"
+        own.touch()
+        model = await protected(site, "y", recovery=str(own))
+        await site.until(lambda _: site.status("y")["applied_offset"] is not None, "applied")
+        assert own.stat().st_size == model.size
+
+
+async def test_status_and_timeline(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site)
+        named = model.checkpoint("c")
+        gap = model.start_epoch("agent restarted")
+        model.some_writes(3)
+        closed = model.sync()
+        await site.publish("v")
+        await site.caught_up("v")
+        document = timeline_document(site.diskbox, "v")
+        json.dumps(document)
+        kinds = [(item["first_offset"], item["last_offset"], item["kind"]) for item in document["ranges"]]
+        earliest = site.status("v")["earliest_offset"]
+        assert kinds == [
+            (earliest, gap - 1, "restorable"),
+            (gap, closed - 1, "gap"),
+            (closed, model.last, "restorable"),
+        ]
+        assert [mark["offset"] for mark in document["checkpoints"]] == [named]
+        assert document["epochs"][-1]["epoch"] == model.epoch
+        status = site.status("v")
+        json.dumps(status_document(site.diskbox))
+        assert status["latest_offset"] == status["head_offset"] == model.last
+        assert status["stopped"] is None
+        await site.until(
+            lambda _: site.bitmaps._acks.get("v", {}).get("applied_offset") == status["applied_offset"], "ack"
+        )
+        assert diskbox_lease_key("box") in site.bitmaps._leases
+        assert ack_key("v")
+        site.bitmaps.unavailable = True
+        model.some_writes(3)
+        await site.publish("v")
+        await site.caught_up("v")
+
+
+async def test_a_diverged_journal_is_joined_again_by_a_resync(short_dir) -> None:
+    site = make_site(short_dir)
+    async with running(site):
+        model = await protected(site, history_seconds=0)
+        await site.until(lambda _: site.status("v")["applied_offset"] == model.last, "applied")
+    cut = model.last - 4
+    await site.store.truncate("v", cut)
+    del model.values[cut:], model.images[cut:]
+    site.published["v"] = cut
+    async with running(site):
+        await site.until(lambda catalogue: catalogue.volumes["v"].state == "failed", "failed")
+        assert "diverged" in site.status("v")["stopped"]["message"]
+        assert (await site.fot("f", ["v"], "latest", "")).state == "failed"
+        await site.tell(ev.ResyncRequested, volume="v")
+        model.start_epoch("resync")
+        await site.publish("v")
+        await site.attach("v")
+        model.some_writes(2)
+        model.sync()
+        model.some_writes(2)
+        await site.publish("v")
+        await site.caught_up("v")
+        fot = await site.fot("g", ["v"], "latest", "")
+        assert fot.state == "started", fot.reason
+        assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
+        assert site.status("v")["stopped"] is None
+        assert Path(site.status("v")["path"]).stat().st_size == model.size
