@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from contextlib import aclosing
 
 import pytest
 
+from processes import freeze, thaw
 from rephub.core.errors import IndeterminateError, UnavailableError
 from rephub.core.journal.kafka import KafkaJournalStore, KafkaJournalWriter
 from rephub.core.journal.port import StoredRecord
@@ -247,10 +247,10 @@ async def test_broker_frozen_and_restarted(new_broker: Callable[[], Broker]) -> 
         await writer.append([b"a"])
         assert await anext(tail) == [StoredRecord(0, b"a")]
 
-        broker.process.send_signal(signal.SIGSTOP)
+        freeze(broker.process.pid)
         with pytest.raises(UnavailableError):
             await reader.fetch(0)
-        broker.process.send_signal(signal.SIGCONT)
+        thaw(broker.process.pid)
         assert (await reader.fetch(0))[0].value == b"a"
 
         following = asyncio.create_task(anext(tail))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent_rig import Rig, fresh
+from processes import freeze, thaw
 from qsd import Load, StorageDaemon
 from rephub.infra.kafka.broker import Broker
 from rephub.schemas import events as ev
@@ -137,7 +138,7 @@ async def test_hung_worker_is_killed_by_the_watchdog(rig: Rig, qsd: StorageDaemo
     await rig.protect(volume, qsd.qmp, "disk0", SIZE)
     await rig.protected(volume)
     load = Load(qsd.uri())
-    os.kill(rig.workers()[0], signal.SIGSTOP)
+    freeze(rig.workers()[0])
     began = time.monotonic()
     await asyncio.to_thread(load, "write", start=0, length=4096, seed=1)
     stalled = time.monotonic() - began
@@ -225,7 +226,7 @@ async def test_paused_broker_stalls_no_guest(
         load = Load(qsd.uri())
         assert broker.process is not None
         broker_pid = broker.process.pid
-        os.kill(broker_pid, signal.SIGSTOP)
+        freeze(broker_pid)
         longest, number, lost = 0.0, 0, False
         deadline = time.monotonic() + 30
         while not lost and time.monotonic() < deadline:
@@ -236,7 +237,7 @@ async def test_paused_broker_stalls_no_guest(
         assert lost
         assert longest < 1.0, longest
         assert rig.volume_status(volume)["gap_since_at"]
-        os.kill(broker_pid, signal.SIGCONT)
+        thaw(broker_pid)
         await rig.until("capture lost", lambda: rig.of(ev.CaptureLost, volume))
         await rig.until("second epoch", lambda: len(rig.of(ev.FilterAttached, volume)) >= 2)
         await rig.protected(volume)

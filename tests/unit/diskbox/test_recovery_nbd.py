@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import signal
 from pathlib import Path
 
 import pytest
 
 from conformance.recovery_cases import data
+from processes import freeze, thaw
 from recovery_servers import NbdProcess, qemu_nbd
 from rephub.consumers.diskbox import recovery_nbd
 from rephub.consumers.diskbox.recovery_nbd import NbdVolume
@@ -29,7 +29,7 @@ def server(short_dir: Path):
     disk.write_bytes(bytes(SIZE))
     server = qemu_nbd(short_dir, disk)
     yield server
-    server.process.send_signal(signal.SIGCONT)
+    thaw(server.process.pid)
     server.kill()
 
 
@@ -94,7 +94,7 @@ async def test_a_write_that_is_not_answered_is_not_overtaken(server: NbdProcess,
     """A server that hangs still has the write: until it answers, nothing newer is written anywhere."""
     monkeypatch.setattr(recovery_nbd, "ANSWER_SECONDS", 0.2)
     volume = await NbdVolume.open(server.uri, SIZE)
-    server.process.send_signal(signal.SIGSTOP)
+    freeze(server.process.pid)
     with pytest.raises(StorageError, match="no answer") as stuck:
         await volume.write([data(0, b"old")])
     assert stuck.value.fields["errno"] == errno.ETIMEDOUT
@@ -102,7 +102,7 @@ async def test_a_write_that_is_not_answered_is_not_overtaken(server: NbdProcess,
         await volume.reopen(SIZE)
     with pytest.raises(StorageError):
         await volume.pread(0, 3)
-    server.process.send_signal(signal.SIGCONT)
+    thaw(server.process.pid)
     monkeypatch.setattr(recovery_nbd, "ANSWER_SECONDS", 10.0)
     async with asyncio.timeout(10):
         while volume._changes:
