@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from rephub.consumers.hub import snapshot
 from rephub.core.control.ids import command_id, event_id
@@ -42,7 +43,7 @@ FOLD_SECONDS = 1.0
 first works through what was folded at the start already."""
 
 WRITE_SECONDS_MAX = 60.0
-"""How long one event is tried; a broker restart fits in."""
+"""How long one call of the log is tried; a broker restart fits in."""
 
 RETRY_SECONDS = 0.5
 
@@ -51,6 +52,8 @@ SNAPSHOT_SECONDS = 0.5
 
 REACTION_ROUNDS_MAX = 1000
 """Rounds of reactions without a pause; more would mean that two reactions cause each other for ever."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +166,15 @@ class Hub:
     async def answer(self, command: cmd.Record) -> None:
         """Answer a command and do what follows; returns once all of it is folded.
 
+        The decision sees every event that was in the log before: whoever saw one and sends a command because of it
+        must not be told that it has not happened.
+
         Raises:
             FencedError: another hub is in charge; the command is its to answer.
-            UnavailableError: the log does not take or return the answer.
+            UnavailableError: the log cannot be read, or does not take or return the answer.
         """
         async with self._lock:
+            await self._patiently(self._catch_up)
             self._check_in_charge()
             for event in decide(self.catalogue, command, self._clock(), self._silent()):
                 await self._write(event)
@@ -292,14 +299,18 @@ class Hub:
 
     async def _append(self, event: ev.Record) -> int:
         """Append until acked; an unknown outcome is repeated with the same id, so that it counts once."""
+        return await self._patiently(lambda: self._control.append(EVENTS_TOPIC, event))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call to the log, tried again until WRITE_SECONDS_MAX are over."""
         deadline = time.monotonic() + WRITE_SECONDS_MAX
         while True:
             try:
-                return await self._control.append(EVENTS_TOPIC, event)
+                return await call()
             except (UnavailableError, IndeterminateError) as error:
                 if time.monotonic() > deadline:
-                    raise UnavailableError(f"Kafka does not take events: {error.message}") from error
-                log.warning("event not written yet", extra={"reason": error.message})
+                    raise UnavailableError(f"Kafka does not serve events: {error.message}") from error
+                log.warning("the log does not answer yet", extra={"reason": error.message})
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _catch_up(self) -> None:
