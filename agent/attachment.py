@@ -17,6 +17,7 @@ from typing import Any
 
 from rephub.agent import overload
 from rephub.agent.capture import AckPolicy, Capture, export_info
+from rephub.agent.comparing import Comparing
 from rephub.agent.dirty import DirtyRegions
 from rephub.agent.marks import Marks
 from rephub.agent.publisher import Encoder, Publisher
@@ -96,6 +97,7 @@ class Attachment:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sync: Sync | None = None
         self._pace = Pace(self.queue)
+        self.comparing = Comparing(self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes)
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None
         self._told_seq = 0
@@ -236,6 +238,7 @@ class Attachment:
             "rpo_seconds": 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e6),
             "dirty_bytes": self.dirty.dirty_bytes,
             "sync": sync,
+            "verify": self.comparing.stats(),
             "marks_away": self._marks.away,
         }
 
@@ -279,6 +282,7 @@ class Attachment:
     def _acked(self, events: list[Queued]) -> None:
         self.capture.acked(events)
         self._pace.acked()
+        self.comparing.acked()
 
     def _wake(self) -> None:
         if self._publisher:
@@ -333,6 +337,7 @@ class Attachment:
             "capture lost", extra={"volume": self.spec.volume, "epoch": self.spec.epoch, "why": exc.message}
         )
         self.capture.abort()
+        self.comparing.stop()
         for task in self._tasks:
             task.cancel()
         if self._writer:
@@ -343,6 +348,7 @@ class Attachment:
         self._lost(self, exc)
 
     async def _stop_tasks(self) -> None:
+        self.comparing.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

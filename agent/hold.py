@@ -133,6 +133,42 @@ class Hold:
             await source.close_source(vm, self._names, self._server_path)
         self._source, self.held.source_open = None, False
 
+    async def open_source(self) -> source.Source:
+        """Export the volume for reading once more, after `tidy`; `tidy` closes it.
+
+        Raises:
+            RephubError: QEMU cannot be asked, or refuses.
+        """
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        async with self._parts.vms.changing(vm):
+            # A task before us that was cancelled may have left its own.
+            await source.close_source(vm, self._names, self._server_path)
+            self._source = await source.open_source(vm, self._node, self._names, self._server_path)
+        return self._source
+
+    async def settle(self) -> None:
+        """Wait until every write that is on the disk now is in the queue.
+
+        A transaction without actions drains all block nodes, and with them the filter's requests to us (QEMU 7.2 and 10.0).
+
+        Raises:
+            RephubError: QEMU cannot be asked, or does not get there in time.
+        """
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        async with self._parts.vms.changing(vm):
+            await vm.execute("transaction", {"actions": []}, seconds=DRAIN_SECONDS)
+
+    async def compare(self, step: str, seconds: float, **fields: Any) -> dict[str, Any]:
+        """Let the worker do a step of a comparison (`comparing.py`).
+
+        Raises:
+            RephubError: what the worker raised, or that it does not answer.
+        """
+        assert self.worker is not None
+        return await self.worker.call(
+            "compare", seconds, volume=self.volume.name, epoch=self.held.epoch, step=step, **fields
+        )
+
     async def reconnect(self) -> bool:
         """Connect to the monitor again; says whether the mirror is still there.
 

@@ -17,6 +17,7 @@ from rephub.agent.epochs import Hint
 from rephub.agent.hold import Hold
 from rephub.agent.parts import Parts
 from rephub.agent.plan import Action, Local
+from rephub.agent.verifier import Verifier
 from rephub.agent.vms import is_listening
 from rephub.agent.workers import WorkerProcess
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError
@@ -56,6 +57,7 @@ class Keeper:
         """When capture was lost, in microseconds since the Unix epoch; None while there is no gap."""
         self._parts = parts
         self._hold: Hold | None = None
+        self._verifier = Verifier(name, parts)
         self._attempts = 0
         self._short_lives = 0
         self._wake = asyncio.Event()
@@ -117,6 +119,7 @@ class Keeper:
             "rpo_seconds": round(max(figures.get("rpo_seconds", 0.0), gap or 0.0), 3),
             "dirty_bytes": figures.get("dirty_bytes", 0),
             "sync": figures.get("sync"),
+            "verify": figures.get("verify"),
             "gap_since_at": self.gap_since_at,
             "reason": self.reason,
         }
@@ -149,6 +152,7 @@ class Keeper:
 
     async def stop(self, reason: str) -> None:
         """Let go cleanly because the agent ends; the timeline says why there is a gap. `run` must be cancelled."""
+        await self._verifier.stop()
         held, hold = self.local.held, self._hold
         if held is None or hold is None:
             return
@@ -168,6 +172,8 @@ class Keeper:
         if volume is None:
             return False
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
+        undisturbed = action in (Action.NONE, Action.RECONNECT) and self.local.held is not None
+        self._verifier.look(self._hold if undisturbed else None)
         if action is Action.NONE:
             return False
         log.debug("action", extra={"volume": self.name, "action": action.value})
@@ -227,6 +233,7 @@ class Keeper:
         held, hold = self.local.held, self._hold
         assert held is not None
         assert hold is not None
+        await self._verifier.stop()
         requested = plan.key_of(volume)
         resync = self._parts.catalogue.wants_capture(volume)
         try:
@@ -265,6 +272,7 @@ class Keeper:
         if held is None or error is None or hold is None:
             self._announce_lost(volume.epoch, volume.attachment_id, "the agent was restarted")
             return
+        await self._verifier.stop()
         short = time.monotonic() - hold.taken_at < SHORT_LIFE_SECONDS
         self._short_lives = self._short_lives + 1 if short else 0
         if plan.is_final(error):

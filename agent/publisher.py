@@ -54,6 +54,7 @@ class Encoder:
             Kind.SYNC_STARTED: journal.SyncStarted,
             Kind.SYNC_COMPLETED: journal.SyncCompleted,
             Kind.CHECKPOINT: journal.Checkpoint,
+            Kind.DIGEST: journal.Digest,
         }[kind]
         header = {
             "crc32c": NO_CRC,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from rephub.agent.dirty import DirtyRegions
@@ -119,6 +119,8 @@ class Sync:
         self._started_at = time.monotonic()
         self.total_bytes = size_bytes
         self.done_bytes = 0
+        self.moved_bytes = 0
+        """Data that travel: without holes, zeroes and what the guest wrote meanwhile."""
 
     @property
     def eta_seconds(self) -> float | None:
@@ -138,9 +140,14 @@ class Sync:
             ProtocolError, UnavailableError, RequestError: the source cannot be read; the attachment is of no use.
         """
         self._mark(Kind.SYNC_STARTED, mode="full", total_bytes=self.total_bytes)
-        for start, length in split(0, self.total_bytes, WINDOW_BYTES):
-            await self._window(start, length)
+        await self.copy([(0, self.total_bytes)])
         return await self._mark(Kind.SYNC_COMPLETED, total_bytes=self.total_bytes)
+
+    async def copy(self, extents: Iterable[Extent]) -> None:
+        """Copy extents, without the marks of a sync; returns when all is enqueued. Raises: as `run`."""
+        for extent in extents:
+            for start, length in split(*extent, WINDOW_BYTES):
+                await self._window(start, length)
 
     async def _window(self, start: int, length: int) -> None:
         data = await self._holes(start, length)
@@ -192,6 +199,7 @@ class Sync:
             else:
                 for event in self._queue.sync_data(now, read, data):
                     self._dirty.hold(event.start, event.length)
+                    self.moved_bytes += event.length
         finally:
             self._queue.close_read(read)
             gate.release()

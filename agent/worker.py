@@ -69,6 +69,7 @@ class Worker:
             "sync": self._start_sync,
             "checkpoint": self._checkpoint,
             "throttle": self._throttle,
+            "compare": self._compare,
         }
         if op not in handlers:
             raise UsageError(f"unknown operation {op!r}")
@@ -151,6 +152,17 @@ class Worker:
             "captured_at": captured_at,
             "kind": fields["kind"],
         }
+
+    async def _compare(self, volume: str, epoch: int, step: str, **fields: Any) -> Document:
+        """One step of a comparison; see `comparing.py`."""
+        attachment = self._attachments.get(volume)
+        if step == "stop":
+            if attachment and attachment.spec.epoch == epoch:
+                attachment.comparing.stop()
+            return {}
+        if attachment is None or attachment.spec.epoch != epoch or attachment.error is not None:
+            raise UnavailableError(f"volume {volume} is not attached in epoch {epoch} any more")
+        return await attachment.comparing.serve(step, fields)
 
     async def _throttle(self, volumes: list[str], on: bool) -> Document:
         for volume in volumes:

@@ -116,6 +116,10 @@ class ControlClient:
 
         return await self._until(answered, command.id, what, self.left_seconds)
 
+    async def tell(self, command: cmd.Record) -> None:
+        """Send a command whose answer nobody waits for. Raises UnavailableError: Kafka does not take it."""
+        await self._send(command)
+
     async def follow(self, done: Done, what: str, seconds: float) -> dict[str, Any]:
         """Go on after `ask`, with the events that came since.
 

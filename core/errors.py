@@ -1,6 +1,7 @@
 """The one tree of errors, and what a caller may do about each.
 
     RephubError                  exit 1   base: a clear message, a hint, fields
+    ├── DifferenceError          exit 1   `verify`: the recovery volume differs; names the extents
     ├── UsageError               exit 2   the request itself is wrong; ask differently
     │   └── ConfirmationRequired exit 2   no --yes and no terminal to ask
     ├── DegradedError            exit 3   `status --check`: protection is not whole
@@ -53,6 +54,10 @@ class RephubError(Exception):
     def to_json(self) -> str:
         """`to_dict()` as text, for the `error` field of events."""
         return json.dumps(self.to_dict())
+
+
+class DifferenceError(RephubError):
+    """`verify` found that the recovery volume differs; fields are those of its answer."""
 
 
 class UsageError(RephubError):

@@ -16,6 +16,7 @@ from rephub.core.errors import ConflictError
 from rephub.projections.entities import (
     Agent,
     Checkpoint,
+    Comparison,
     Diskbox,
     DiskboxRequest,
     Fot,
@@ -30,6 +31,7 @@ __all__ = [
     "Agent",
     "Catalogue",
     "Checkpoint",
+    "Comparison",
     "Diskbox",
     "DiskboxRequest",
     "Fot",
@@ -53,7 +55,7 @@ class Catalogue:
         hub_epoch: epoch of the hub that is in charge, 0 before the first.
         hub: its id.
         hub_event_id: id of its HubStarted: which of two that chose the same epoch won.
-        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions: by name.
+        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, comparisons: by name.
         ignored_events: how many events could not be.
         ignored: the last of them: {"offset", "event", "reason"}.
     """
@@ -67,6 +69,7 @@ class Catalogue:
         "checkpoints": Checkpoint,
         "fots": Fot,
         "promotions": Promotion,
+        "comparisons": Comparison,
     }
 
     def __init__(self) -> None:
@@ -82,6 +85,7 @@ class Catalogue:
         self.checkpoints: dict[str, Checkpoint] = {}
         self.fots: dict[str, Fot] = {}
         self.promotions: dict[str, Promotion] = {}
+        self.comparisons: dict[str, Comparison] = {}
         self.ignored_events = 0
         self.ignored: list[dict[str, Any]] = []
         self._seen: dict[str, None] = {}
@@ -155,6 +159,12 @@ class Catalogue:
     def wants_sync(self, volume: Volume) -> bool:
         """Whether sync of the volume's current epoch was asked for and has not completed."""
         return volume.attached and volume.sync_epoch == volume.epoch and volume.synced_epoch < volume.epoch
+
+    def comparison_of(self, volume: str) -> Comparison | None:
+        """The one that is under way with the volume."""
+        return next(
+            (one for one in self.comparisons.values() if one.volume == volume and not one.ended), None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as a JSON document; `from_dict` makes an equal catalogue of it."""

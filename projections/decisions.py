@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_points, decide_volume
+from rephub.projections import decide_compare, decide_points, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -27,6 +27,8 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
+    cmd.Verify: decide_compare.verify,
+    cmd.CancelVerify: decide_compare.cancel,
 }
 
 

@@ -115,6 +115,10 @@ class Volume:
     synced_epoch: int = 0
     stopped: str = ""
     """Why the projector stopped; empty while it runs."""
+    differs: str = ""
+    """What a verify found; empty once repaired, found equal, or copied anew."""
+    sync_mode: str = ""
+    """Of the newest sync that began."""
     resync_id: str = ""
     """Event that asks for a new attachment and was not answered by FilterAttached."""
     start_id: str = ""
@@ -237,6 +241,61 @@ class Promotion:
     def final(self) -> bool:
         """It moves the recovery volume and ends protection: neither a dry run nor a copy."""
         return not self.dry_run and self.to is None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """A comparison of a recovery volume with its protected volume, in rounds.
+
+    In each round the agent journals digests of some extents (`digesting`) and the diskbox compares them (`comparing`).
+    Round 1 is of the whole volume, beside the guest. What seems to differ there may be a write on its way to the
+    journal: round 2 looks at it exactly. With `repair` the agent copies what differs first in round 3.
+    """
+
+    name: str
+    volume: str
+    epoch: int
+    """Of the attachment; when it ends, so does this."""
+    repair: bool
+    rate_bytes: int | None
+    deadline_at: int
+    """The hub gives up after this."""
+    requested_at: int
+    state: str = "requested"
+    """requested, digesting, comparing, compared, completed, failed."""
+    round: int = 1
+    extents: list[list[int]] = field(default_factory=list)
+    """What the round is about; empty: the whole volume."""
+    last_offset: int = -1
+    """Journal offset of the round's last digest."""
+    digested_bytes: int = 0
+    """Of the round."""
+    compared_bytes: int = 0
+    """Of round 1."""
+    skipped_bytes: int = 0
+    repaired_bytes: int = 0
+    found: list[list[int]] = field(default_factory=list)
+    """What differs for sure, repaired or not."""
+    found_bytes: int = 0
+    equal: bool = False
+    reason: str = ""
+    event_id: str = ""
+    command_id: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Nobody has anything to do for it."""
+        return self.state in ("completed", "failed")
+
+    @property
+    def exact(self) -> bool:
+        """The round's digests hold at their offsets for sure: no write is on its way while they are made."""
+        return self.round > 1
+
+    @property
+    def copies(self) -> bool:
+        """The round begins with a copy of its extents."""
+        return self.round > 2
 
 
 def message(error: str) -> str:

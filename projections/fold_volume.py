@@ -144,14 +144,18 @@ def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
     if volume.state not in ("syncing", "resyncing"):
         raise ConflictError(f"a volume that is {volume.state} does not sync")
     volume.reason = f"{event.mode} sync"
+    volume.sync_mode = event.mode
 
 
 def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
     if event.epoch != volume.epoch:
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
-    if volume.stopped:
-        move(volume, "synced_stopped", event.at, volume.stopped)
+    if volume.sync_mode == "full":
+        # Every byte was copied: what a verify found is gone.
+        volume.differs = ""
+    if volume.stopped or volume.differs:
+        move(volume, "synced_stopped", event.at, volume.stopped or volume.differs)
     else:
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
@@ -159,7 +163,7 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
-    move(volume, "lost", event.at, volume.stopped or event.reason)
+    move(volume, "lost", event.at, volume.stopped or volume.differs or event.reason)
     volume.attached = False
 
 
@@ -200,7 +204,7 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     if not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
     elif volume.synced_epoch == volume.epoch:
-        move(volume, "resumed_synced", event.at, "")
+        move(volume, "stopped" if volume.differs else "resumed_synced", event.at, volume.differs)
     else:
         move(volume, "resumed_syncing", event.at, "waits for sync")
     volume.stopped = ""

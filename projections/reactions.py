@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError, from_json
-from rephub.projections import decide_volume
+from rephub.projections import decide_compare, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.decide_points import pinned_below
@@ -41,7 +41,7 @@ def pending(catalogue: Catalogue, now: int, silent: Collection[str] = ()) -> lis
     due += _given_up(catalogue, now)
     for promotion in catalogue.promotions.values():
         due += _of_promotion(catalogue, promotion, now)
-    return due
+    return due + decide_compare.pending(catalogue, now)
 
 
 def _of_protect(

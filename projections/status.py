@@ -175,5 +175,6 @@ def _volume(
         "lag_bytes": agent.get("lag_bytes"),
         "dirty_bytes": agent.get("dirty_bytes"),
         "sync": agent.get("sync"),
+        "verify": agent.get("verify"),
         "reason": reason,
     }

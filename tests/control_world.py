@@ -15,7 +15,7 @@ from rephub.core.control.ids import event_id
 from rephub.core.errors import NotFoundError, RephubError, from_json
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decisions import decide, pending
-from rephub.projections.entities import DiskboxRequest, Volume
+from rephub.projections.entities import Comparison, DiskboxRequest, Volume
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
@@ -75,6 +75,10 @@ def agent_due(
     for volume in catalogue.volumes.values():
         if volume.agent == name:
             due += _agent_volume(catalogue, volume, now, source)
+    for run in catalogue.comparisons.values():
+        volume = catalogue.volumes.get(run.volume)
+        if run.state == "digesting" and volume is not None and volume.agent == name and volume.attached:
+            due.append(digested(run, now))
     for checkpoint in catalogue.checkpoints.values():
         if checkpoint.agent == name and checkpoint.state == "requested":
             due.append(
@@ -166,7 +170,55 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
                     size_bytes=volume.size_bytes,
                 )
             )
-    return due + _diskbox_views(catalogue, name, now, source)
+    return (
+        due + _diskbox_views(catalogue, name, now, source) + _diskbox_compares(catalogue, name, now, source)
+    )
+
+
+def _diskbox_compares(catalogue: Catalogue, name: str, now: int, source: str) -> list[ev.Record]:
+    """Accepts every comparison, and finds everything equal."""
+    due: list[ev.Record] = []
+    for run in catalogue.comparisons.values():
+        volume = catalogue.volumes.get(run.volume)
+        if volume is None or volume.diskbox != name:
+            continue
+        if run.state == "requested":
+            fields = head(ev.ComparisonAccepted, run.event_id, run.name, now, source)
+            due.append(ev.ComparisonAccepted(**fields, run=run.name, volume=run.volume, diskbox=name))
+        elif run.state == "comparing":
+            due.append(compared(run, now))
+    return due
+
+
+def compared(run: Comparison, now: int, *differing: tuple[int, int]) -> ev.ExtentsCompared:
+    """The diskbox's answer to the round that the comparison is at."""
+    fields = head(ev.ExtentsCompared, run.event_id, f"{run.name}/{run.round}", now, "diskbox/d")
+    return ev.ExtentsCompared(
+        **fields,
+        run=run.name,
+        round=run.round,
+        volume=run.volume,
+        offset=run.last_offset,
+        compared_bytes=run.digested_bytes,
+        differing_bytes=sum(length for _, length in differing),
+        differing=tuple(ev.ExtentItem(start=start, length=length) for start, length in differing),
+    )
+
+
+def digested(run: Comparison, now: int) -> ev.ExtentsDigested:
+    """The agent's answer to the round that the comparison is at."""
+    size = sum(length for _, length in run.extents) or DISK_BYTES
+    return ev.ExtentsDigested(
+        **head(ev.ExtentsDigested, run.event_id, f"{run.name}/{run.round}", now, "agent/a"),
+        run=run.name,
+        round=run.round,
+        volume=run.volume,
+        epoch=run.epoch,
+        last_offset=1000 + run.round,
+        digested_bytes=size,
+        skipped_bytes=0,
+        copied_bytes=size if run.copies else 0,
+    )
 
 
 def _diskbox_views(catalogue: Catalogue, name: str, now: int, source: str) -> list[ev.Record]:

@@ -25,7 +25,7 @@ from rephub.projections.index import DATA, ZERO, Index
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.projections.timeline import Timeline
 from rephub.projections.window import History, due, floor_target
-from rephub.schemas.journal import SyncData, Write, Zero
+from rephub.schemas.journal import Digest, SyncData, Write, Zero
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class Projector:
         self.source = JournalSource(reader)
         self.changed = Signal()
         self.pins: dict[str, int] = {}
+        self.on_digest: Callable[[int, Digest], None] | None = None
+        """Called with each digest of the current attachment in the loop turn in which it is read: it may pin its offset."""
         self.divergence: IntegrityError | None = None
         """The journal is not the one that the position is of: only a new start helps."""
         self.poison: IntegrityError | None = None
@@ -201,6 +203,8 @@ class Projector:
         self.timeline.feed(state, record, verdict, len(stored.value))
         if self._at_once() and self.storage is None:
             self._remember(event, len(stored.value))
+        if verdict is Verdict.MARKER and isinstance(record, Digest) and self.on_digest is not None:
+            self.on_digest(journal_offset, record)
         if verdict is Verdict.POISON:
             self.poison = self._poison_error()
             self._stop(self.poison, journal_offset)

@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 
 from rephub.consumers.diskbox.applier import CrashPoint, _go_on
+from rephub.consumers.diskbox.compare_jobs import CompareJobs
 from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
@@ -95,6 +96,7 @@ class Diskbox:
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
+        self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = str(uuid.uuid4())
@@ -169,6 +171,7 @@ class Diskbox:
                     if fot.diskbox == self.name:
                         self._round_of_fot(fot)
                 self._promote_jobs.round()
+                self._compare_jobs.round()
 
     # volumes
 
@@ -196,6 +199,7 @@ class Diskbox:
         for promotion in self.catalogue.promotions.values():
             if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
                 self.promotions.pin_again(promotion, box)
+        self._compare_jobs.begin_again(box)
         for task in box.start():
             task.add_done_callback(self._task_ended)
 

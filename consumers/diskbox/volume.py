@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rephub.consumers.diskbox.applier import Applier, CrashPoint, _go_on
+from rephub.consumers.diskbox.comparer import Comparer
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.position import FILE, Position, load_position, save_position
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
@@ -78,6 +79,7 @@ class BoxVolume:
         self._pace_seconds = pace_seconds
         self.position: Position | None = None
         self.projector: Projector | None = None
+        self.comparer: Comparer | None = None
         self.rejoined_epoch = 0
         """Epoch of the attachment that a diverged journal was joined again with."""
         self._reader: JournalReader | None = None
@@ -160,12 +162,14 @@ class BoxVolume:
             on_stopped=lambda offset, error: self._on_stopped(self.name, offset, error),
             on_resumed=lambda offset: self._on_resumed(self.name, offset),
         )  # fmt: skip
+        self.comparer = Comparer(self.projector)
 
     def start(self) -> list[asyncio.Task[None]]:
         """Let the projector run; pins of before must be set by now. Returns the tasks, to be watched."""
-        if self.projector is not None and not self._tasks:
+        if self.projector is not None and self.comparer is not None and not self._tasks:
             self._tasks = [
                 asyncio.create_task(self.projector.run(), name=f"projector {self.name}"),
+                asyncio.create_task(self.comparer.run(), name=f"compare {self.name}"),
                 asyncio.create_task(self._trim_for_ever(self.projector), name=f"trim {self.name}"),
             ]
         return self._tasks
@@ -192,7 +196,7 @@ class BoxVolume:
         if self.projector is not None:
             self.position = self.projector.applier.position
             await self.projector.applier.recovery.close()
-            self.projector = None
+            self.projector = self.comparer = None
         if self._reader is not None:
             await self._reader.close()
             self._reader = None

@@ -51,9 +51,9 @@ class Header(NamedTuple):
     seq: int
     captured_at: int
     start: int
-    """First byte of the extent; 0 for events without one."""
+    """First byte of the extent; 0 for events that change none."""
     length: int
-    """Bytes of the extent; 0 for events without one."""
+    """Bytes of the extent; 0 for events that change none."""
     data_start: int
     """Index in the value at which `length` bytes of data begin; 0 where the event carries none."""
 
@@ -179,14 +179,15 @@ def peek(value: bytes | memoryview, registry: Registry = REGISTRY) -> Header:
         return _header(entry, value)[0]
     event = read_datum(entry, value, PREFIX_BYTES)
     data = getattr(event, "data", None)
+    changes = entry.record in _HOT
     return Header(
         entry.record,
         event.epoch,
         event.attachment_id,
         event.seq,
         event.captured_at,
-        getattr(event, "start", 0),
-        len(data) if data is not None else getattr(event, "length", 0),
+        event.start if changes else 0,
+        len(data) if data is not None else event.length if changes else 0,
         len(value) - len(data) if data is not None else 0,
     )
 

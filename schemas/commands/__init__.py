@@ -7,6 +7,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelVerify:
+    """End a verify that is under way."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    verify: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateCheckpoint:
     """Mark one instant of a volume or group."""
 
@@ -107,5 +118,18 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify:
+    """Compare the recovery volume with the protected one."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    repair: bool
+    rate_bytes: int | None = None
+
+
+Record = CancelVerify | CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect, Verify,)

@@ -127,6 +127,21 @@ class CommandRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonAccepted:
+    """The diskbox understands Digest events and compares those of this run."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    run: str
+    volume: str
+    diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskboxAnnounced:
     """A diskbox is there."""
 
@@ -169,6 +184,53 @@ class DiskboxRequested:
     hub_epoch: int
     diskbox: str
     volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentItem:
+    """Part of another record."""
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentsCompared:
+    """The diskbox has compared a round."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    run: str
+    round: int
+    volume: str
+    offset: int
+    compared_bytes: int
+    differing_bytes: int
+    differing: tuple[ExtentItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentsDigested:
+    """The agent has journalled the digests of a round."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    run: str
+    round: int
+    volume: str
+    epoch: int
+    last_offset: int
+    digested_bytes: int
+    skipped_bytes: int
+    copied_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -574,6 +636,60 @@ class Unprotected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyCompleted:
+    """A verify came to its end."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    verify: str
+    volume: str
+    offset: int
+    compared_bytes: int
+    skipped_bytes: int
+    differing: tuple[ExtentItem, ...]
+    differing_bytes: int
+    repaired_bytes: int
+    equal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyFailed:
+    """A verify ended without a result."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    verify: str
+    volume: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequested:
+    """The hub takes a verify."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    verify: str
+    volume: str
+    epoch: int
+    repair: bool
+    rate_bytes: int | None = None
+    deadline_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
     """Part of another record."""
 
@@ -690,5 +806,5 @@ class VolumeSyncStarted:
     total_bytes: int
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)

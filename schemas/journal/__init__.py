@@ -22,6 +22,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """What an extent of the protected volume holds at this offset; changes no byte."""
+
+    crc32c: bytes
+    epoch: int
+    attachment_id: bytes
+    seq: int
+    captured_at: int
+    run: str
+    round: int
+    start: int
+    length: int
+    chunk_bytes: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochStarted:
     """First event of an epoch; fences every older one. Valid only if epoch is the current one + 1."""
 
@@ -115,5 +132,5 @@ class Zero:
     unmap: bool
 
 
-Record = Checkpoint | EpochStarted | Resized | SyncCompleted | SyncData | SyncStarted | Write | Zero
-RECORDS: tuple[type[Record], ...] = (Checkpoint, EpochStarted, Resized, SyncCompleted, SyncData, SyncStarted, Write, Zero,)
+Record = Checkpoint | Digest | EpochStarted | Resized | SyncCompleted | SyncData | SyncStarted | Write | Zero
+RECORDS: tuple[type[Record], ...] = (Checkpoint, Digest, EpochStarted, Resized, SyncCompleted, SyncData, SyncStarted, Write, Zero,)

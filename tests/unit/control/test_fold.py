@@ -33,6 +33,9 @@ def busy_world() -> World:
     )
     world.append(ev.VolumeResumed(**head(ev.VolumeResumed, "x", "v2", world.now, "diskbox/d1"), volume="v2"))
     world.done(world.command(cmd.CreateCheckpoint, checkpoint="c1", group="g", quiesce=False))
+    world.done(world.command(cmd.Verify, volume="v1", repair=True))
+    cancelled = world.send(world.command(cmd.Verify, volume="v1", repair=False))
+    world.done(world.command(cmd.CancelVerify, verify=cancelled.verify))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
     world.done(world.command(cmd.StopFot, fot="f1"))

@@ -32,6 +32,7 @@ FIELDS = [
     "lag_bytes",
     "dirty_bytes",
     "sync",
+    "verify",
     "reason",
 ]
 
@@ -53,6 +54,7 @@ def agent(world: World, **volume: Any) -> dict[str, Any]:
         "dirty_bytes": 1 << 20,
         "sync": None,
         "gap_since_at": None,
+        "verify": None,
         "reason": "",
     }
     return {"kind": "agent", "id": "a1", "ready": True, "at": world.now, "volumes": {"v1": entry | volume}}

@@ -1,0 +1,181 @@
+"""The worker's half of a comparison: digests and repairs of one attachment, step by step as the control process asks.
+
+One step at a time. A step that fails, or is stopped, leaves capture alone: nothing here is needed for protection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rephub.agent.digest import Digester
+from rephub.agent.dirty import DirtyRegions
+from rephub.agent.extents import Extent
+from rephub.agent.queue import EventQueue
+from rephub.agent.sync import Pace, Sync
+from rephub.core.errors import ConflictError, UnavailableError, UsageError
+from rephub.core.nbd.client import NbdClient
+from rephub.projections.extent_lists import total
+
+Document = dict[str, Any]
+
+
+class Comparing:
+    """Steps of comparisons of one attachment.
+
+    Args:
+        queue: of the attachment.
+        dirty: its regions.
+        wake: tells the publisher that there is something.
+        volume: its name.
+        size_bytes: of the volume.
+    """
+
+    def __init__(
+        self, queue: EventQueue, dirty: DirtyRegions, wake: Callable[[], None], volume: str, size_bytes: int
+    ) -> None:
+        self._queue = queue
+        self._dirty = dirty
+        self._wake = wake
+        self._volume = volume
+        self._size_bytes = size_bytes
+        self._pace = Pace(queue)
+        self._task: asyncio.Task[Document] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._digester: Digester | None = None
+        self._client: NbdClient | None = None
+        self._total_bytes = 0
+        self._started_at = 0.0
+
+    def acked(self) -> None:
+        """A batch was acked."""
+        self._pace.acked()
+
+    def stats(self) -> Document | None:
+        """Progress of the pass that is under way; None while there is none."""
+        if self._task is None or self._digester is None or not self._total_bytes:
+            return None
+        done = self._digester.counts.done_bytes
+        spent = time.monotonic() - self._started_at
+        eta = round(spent / done * (self._total_bytes - done), 1) if done else None
+        return {"done_bytes": done, "total_bytes": self._total_bytes, "eta_seconds": eta}
+
+    def stop(self) -> None:
+        """End the step that is under way, and let go of what is held; nothing more comes of it."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._digester is not None:
+            self._digester.drop()
+        self._digester = None
+        client, self._client = self._client, None
+        if client is not None:
+            closing = asyncio.create_task(client.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def serve(self, step: str, fields: Document) -> Document:
+        """Do a step.
+
+        Args:
+            step: `begin` a round, `digest` extents beside the guest, `hold` reads, `release` them, `copy` extents,
+                `end` the round.
+            fields: of the step.
+
+        Raises:
+            ConflictError: another step is under way.
+            UnavailableError: it was stopped, or the source went away.
+            ProtocolError, RequestError: the source cannot be read.
+        """
+        steps: dict[str, Callable[..., Coroutine[Any, Any, Document]]] = {
+            "begin": self._begin,
+            "digest": self._digest,
+            "hold": self._hold,
+            "release": self._release,
+            "copy": self._copy,
+            "end": self._end,
+        }
+        if step not in steps:
+            raise UsageError(f"unknown step {step!r} of a comparison")
+        if self._task is not None:
+            raise ConflictError(f"volume {self._volume} is being compared already")
+        task = self._task = asyncio.create_task(steps[step](**fields))
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            self._task = None
+        if task.cancelled():
+            raise UnavailableError(f"the comparison of volume {self._volume} was stopped")
+        return task.result()
+
+    async def _begin(
+        self, run: str, round_: int, server: Document, export: str, rate_bytes: int | None
+    ) -> Document:
+        await self._end()
+        client = self._client = await NbdClient.connect(**server, export=export)
+        if client.size_bytes != self._size_bytes:
+            await self._end()
+            raise ConflictError(
+                f"volume {self._volume} has {client.size_bytes} bytes and not {self._size_bytes}",
+                hint="its size changed while it was attached",
+            )
+        self._pace.bytes_per_second = rate_bytes
+        self._digester = Digester(client, self._queue, self._pace, self._wake, run, round_)
+        return {}
+
+    async def _digest(self, extents: list[Extent]) -> Document:
+        digester = self._current()
+        wanted = [(start, length) for start, length in extents] or [(0, self._size_bytes)]
+        self._total_bytes, self._started_at = total(wanted), time.monotonic()
+        try:
+            await digester.run(wanted)
+        finally:
+            self._total_bytes = 0
+        return self._counts(digester)
+
+    async def _hold(self, extents: list[Extent]) -> Document:
+        await self._current().hold(extents)
+        return {}
+
+    async def _release(self, final: bool) -> Document:
+        digester = self._current()
+        again = await digester.release(final=final)
+        return self._counts(digester) | {"again": again}
+
+    async def _copy(self, extents: list[Extent]) -> Document:
+        assert self._client is not None
+        sync = Sync(
+            self._client,
+            self._size_bytes,
+            queue=self._queue,
+            dirty=self._dirty,
+            pace=self._pace,
+            wake=self._wake,
+        )
+        await sync.copy([(start, length) for start, length in extents])
+        return {"copied_bytes": sync.moved_bytes}
+
+    async def _end(self) -> Document:
+        if self._digester is not None:
+            self._digester.drop()
+        self._digester = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+        return {}
+
+    def _current(self) -> Digester:
+        if self._digester is None:
+            raise UnavailableError(f"the comparison of volume {self._volume} was stopped")
+        return self._digester
+
+    @staticmethod
+    def _counts(digester: Digester) -> Document:
+        counts = digester.counts
+        return {
+            "last_offset": counts.last_offset,
+            "digested_bytes": counts.digested_bytes,
+            "skipped_bytes": counts.skipped_bytes,
+        }
