@@ -69,6 +69,7 @@ class Worker:
             "sync": self._start_sync,
             "checkpoint": self._checkpoint,
             "throttle": self._throttle,
+            "pace": self._pace,
         }
         if op not in handlers:
             raise UsageError(f"unknown operation {op!r}")
@@ -156,6 +157,13 @@ class Worker:
         for volume in volumes:
             if attachment := self._attachments.get(volume):
                 attachment.capture.release(throttling=on)
+        return {}
+
+    async def _pace(self, volume: str, epoch: int, running: bool, bytes_per_second: int | None) -> Document:
+        attachment = self._get(volume)
+        if attachment.spec.epoch != epoch:
+            raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
+        attachment.set_pace(running=running, bytes_per_second=bytes_per_second)
         return {}
 
     async def _end(self, attachment: Attachment, drain_seconds: float) -> int:

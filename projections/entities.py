@@ -138,6 +138,12 @@ class Volume:
     """The promotion that has started on it and has not ended."""
     command_id: str = ""
     """The command at work on it (protect, unprotect, resync), for the events that answer."""
+    sync_paused: bool = False
+    """Sync stands still, this one and any later one, until the operator says otherwise."""
+    sync_rate_bytes_per_second: int = 0
+    """Limit of what sync reads; 0: none."""
+    sync_priority: int = 0
+    """Higher goes first where an agent has more syncs than it runs at a time."""
 
     @property
     def live(self) -> bool:

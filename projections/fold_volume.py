@@ -243,6 +243,13 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
         fold_points.forget_checkpoints(catalogue, volume.name)
 
 
+def _sync_pace_set(catalogue: Catalogue, event: ev.SyncPaceSet) -> None:
+    volume = known_volume(catalogue, event.volume)
+    volume.sync_paused = event.paused
+    volume.sync_rate_bytes_per_second = event.rate_bytes_per_second
+    volume.sync_priority = event.priority
+
+
 FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.StartProtect: _start_protect,
     ev.ProtectFailed: _protect_failed,
@@ -259,4 +266,5 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.UnprotectRequested: _unprotect_requested,
     ev.RecoveryVolumeReleased: _recovery_volume_released,
     ev.Unprotected: _unprotected,
+    ev.SyncPaceSet: _sync_pace_set,
 }

@@ -68,6 +68,20 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetSyncPace:
+    """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    paused: bool | None = None
+    rate_bytes_per_second: int | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartFot:
     """Open a fail-over test."""
 
@@ -107,5 +121,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
+Record = CreateCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect,)

@@ -532,6 +532,22 @@ class StartProtect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPaceSet:
+    """How fast, and in which order, a volume is synced from now on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    paused: bool
+    rate_bytes_per_second: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequested:
     """The hub starts sync."""
 
@@ -690,5 +706,5 @@ class VolumeSyncStarted:
     total_bytes: int
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)

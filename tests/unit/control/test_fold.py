@@ -32,6 +32,7 @@ def busy_world() -> World:
         ev.VolumeStopped(**stopped, volume="v2", offset=7, error=IntegrityError("bad crc").to_json())
     )
     world.append(ev.VolumeResumed(**head(ev.VolumeResumed, "x", "v2", world.now, "diskbox/d1"), volume="v2"))
+    world.done(world.command(cmd.SetSyncPace, volume="v1", paused=True, rate_bytes_per_second=1 << 20))
     world.done(world.command(cmd.CreateCheckpoint, checkpoint="c1", group="g", quiesce=False))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
