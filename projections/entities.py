@@ -161,7 +161,7 @@ class Checkpoint:
     agent: str
     kind: str
     state: str = "requested"
-    """requested, created, failed."""
+    """requested, created, expired (no volume has it any more), failed, deleted."""
     offsets: dict[str, int] = field(default_factory=dict)
     captured_at: int = 0
     deadline_at: int = 0
@@ -169,6 +169,15 @@ class Checkpoint:
     reason: str = ""
     event_id: str = ""
     command_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the operator noted."""
+    expired: list[str] = field(default_factory=list)
+    """Volumes whose history window has passed it."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can be opened by it: the name may be used again."""
+        return self.state in ("failed", "expired", "deleted")
 
 
 @dataclass(slots=True)

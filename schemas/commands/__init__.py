@@ -18,6 +18,18 @@ class CreateCheckpoint:
     volume: str | None = None
     group: str | None = None
     quiesce: bool
+    tags: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCheckpoint:
+    """Forget a named checkpoint; its marker stays in the journal."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,5 +133,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect,)
+Record = CreateCheckpoint | DeleteCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, DeleteCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect,)

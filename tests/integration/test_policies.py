@@ -1,4 +1,4 @@
-"""What an operator changes while a volume is protected: pace of syncs, by the verbs, on a whole stack."""
+"""What an operator changes while a volume is protected: pace of syncs, checkpoints; by the verbs, on a whole stack."""
 
 from __future__ import annotations
 
@@ -22,6 +22,34 @@ def volume(stack: Stack, short_session_dir: Path) -> Iterator[str]:
     yield "pol1"
     stack.call("unprotect", "pol1", "--purge")
     qemu.stop()
+
+
+def test_tags_and_deletion_of_checkpoints(stack: Stack, volume: str) -> None:
+    both = ("--tag", "release=4.2", "--tag", "by=anna")
+    made = stack.run("checkpoint", "create", "pol-1", "--volume", volume, *both)
+    assert made["tags"] == {"by": "anna", "release": "4.2"}
+    stack.run("checkpoint", "create", "pol-2", "--volume", volume, "--tag", "by=anna")
+
+    def listed(*options: str) -> list[str]:
+        found = stack.run("checkpoint", "list", *options)["checkpoints"]
+        return [entry["checkpoint"] for entry in found if entry["checkpoint"].startswith("pol-")]
+
+    assert listed() == listed("--tag", "by=anna") == ["pol-1", "pol-2"]
+    assert listed(*both) == ["pol-1"]
+    assert listed("--tag", "by=bert") == []
+    stack.fails("checkpoint", "create", "pol-3", "--volume", volume, "--tag", "nothing", code=2)
+
+    assert stack.run("checkpoint", "delete", "pol-1") == {"checkpoint": "pol-1"}
+    assert stack.run("checkpoint", "delete", "pol-1") == {"checkpoint": "pol-1", "already": True}
+    stack.fails("checkpoint", "delete", "pol-never", code=4)
+    assert listed() == ["pol-2"]
+    stack.fails("fot", "start", volume, "--checkpoint", "pol-1", code=4)
+    named = [mark["checkpoint"] for mark in stack.run("timeline", volume)["checkpoints"]]
+    assert "pol-2" in named
+    assert "pol-1" not in named
+    fot = stack.run("fot", "start", volume, "--checkpoint", "pol-2", "--read-only")
+    assert fot["resolved"]["checkpoint"] == "pol-2"
+    stack.run("fot", "stop", fot["fot"])
 
 
 def test_the_pace_of_syncs(stack: Stack, volume: str) -> None:
