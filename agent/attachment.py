@@ -165,6 +165,10 @@ class Attachment:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
         self._start(self._run_sync(server, export, done))
 
+    def set_pace(self, *, running: bool, bytes_per_second: int | None) -> None:
+        """Let sync stand still or go on, and hold a rate; also before it begins."""
+        self._pace.set(running=running, bytes_per_second=bytes_per_second)
+
     def mark_checkpoint(self, captured_at: int, /, **fields: object) -> asyncio.Future[int]:
         """Put a marker into the queue, without a pause; the future is its journal offset once acked.
 

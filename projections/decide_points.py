@@ -1,4 +1,4 @@
-"""What the hub decides about checkpoints, fail-over tests and promotes; pure."""
+"""What the hub decides about fail-over tests and promotes; pure."""
 
 from __future__ import annotations
 
@@ -14,50 +14,6 @@ PLAN_SECONDS_MAX = 120
 """A plan reads an index, not data: a diskbox that does not answer by then is down."""
 
 
-def create_checkpoint(catalogue: Catalogue, command: cmd.CreateCheckpoint, now: int) -> ev.Record:
-    """Ask the agent for markers in all journals of the target.
-
-    Raises:
-        UsageError: bad name.
-        NotFoundError: unknown volume or group.
-        ConflictError: the name is taken, a member is not protected, the members are on several agents.
-    """
-    name = check_name(command.checkpoint, "checkpoint")
-    old = catalogue.checkpoints.get(name)
-    if old is not None and old.state != "failed":
-        raise ConflictError(
-            f"checkpoint {name} exists already", hint="choose another name: rephub checkpoint list"
-        )
-    volumes = targets(catalogue, command.volume, command.group, one_diskbox=False)
-    for volume in volumes:
-        if volume.state != "protected" or not volume.attached:
-            raise ConflictError(
-                f"volume {volume.name} is {volume.state}: a checkpoint would not be consistent",
-                hint=f"rephub wait {volume.name} --state protected",
-                state=volume.state,
-            )
-    agents = sorted({volume.agent for volume in volumes})
-    if len(agents) > 1:
-        raise ConflictError(
-            f"group {command.group} spans the agents {', '.join(agents)}",
-            hint="one agent has to capture all volumes of a group",
-        )
-    return make(
-        catalogue,
-        ev.CheckpointRequested,
-        now,
-        command.id,
-        name,
-        command_id=command.id,
-        checkpoint=name,
-        volumes=tuple(volume.name for volume in volumes),
-        group=command.group,
-        agent=agents[0],
-        kind="app" if command.quiesce else "crash",
-        deadline_at=command.deadline_at,
-    )
-
-
 def _check_point(catalogue: Catalogue, command: cmd.StartFot | cmd.Promote, volumes: list[Volume]) -> None:
     """What can be said of a point without the journal: the diskbox says the rest."""
     one_of(command.point_kind, POINT_KINDS, "kind of point")
@@ -70,7 +26,8 @@ def _check_point(catalogue: Catalogue, command: cmd.StartFot | cmd.Promote, volu
         )
     if command.point_kind == "checkpoint":
         checkpoint = catalogue.checkpoints.get(check_name(command.point_value, "checkpoint"))
-        if checkpoint is not None and checkpoint.state != "created":
+        # The diskbox says of one that expired which point is the nearest.
+        if checkpoint is not None and checkpoint.state not in ("created", "expired"):
             raise NotFoundError(
                 f"checkpoint {checkpoint.name} is {checkpoint.state}", hint="rephub checkpoint list"
             )

@@ -142,6 +142,12 @@ class Volume:
     """The promotion that has started on it and has not ended."""
     command_id: str = ""
     """The command at work on it (protect, unprotect, resync), for the events that answer."""
+    sync_paused: bool = False
+    """Sync stands still, this one and any later one, until the operator says otherwise."""
+    sync_rate_bytes_per_second: int = 0
+    """Limit of what sync reads; 0: none."""
+    sync_priority: int = 0
+    """Higher goes first where an agent has more syncs than it runs at a time."""
 
     @property
     def live(self) -> bool:
@@ -159,7 +165,7 @@ class Checkpoint:
     agent: str
     kind: str
     state: str = "requested"
-    """requested, created, failed."""
+    """requested, created, expired (no volume has it any more), failed, deleted."""
     offsets: dict[str, int] = field(default_factory=dict)
     captured_at: int = 0
     deadline_at: int = 0
@@ -167,6 +173,15 @@ class Checkpoint:
     reason: str = ""
     event_id: str = ""
     command_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the operator noted."""
+    expired: list[str] = field(default_factory=list)
+    """Volumes whose history window has passed it."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can be opened by it: the name may be used again."""
+        return self.state in ("failed", "expired", "deleted")
 
 
 @dataclass(slots=True)

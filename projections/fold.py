@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_compare, fold_points, fold_volume
+from rephub.projections import fold_checkpoints, fold_compare, fold_points, fold_volume
 from rephub.projections.entities import Agent, Diskbox, DiskboxRequest, PendingProtect
 from rephub.schemas import events as ev
 
@@ -139,4 +139,5 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     **fold_volume.FOLDS,
     **fold_points.FOLDS,
     **fold_compare.FOLDS,
+    **fold_checkpoints.FOLDS,
 }

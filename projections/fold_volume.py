@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_points, states
+from rephub.projections import fold_checkpoints, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
 
@@ -244,7 +244,14 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
         volume.path = volume.attachment_id = ""
         volume.epoch = volume.sync_epoch = volume.synced_epoch = 0
         volume.epoch_offset = -1
-        fold_points.forget_checkpoints(catalogue, volume.name)
+        fold_checkpoints.forget_checkpoints(catalogue, volume.name)
+
+
+def _sync_pace_set(catalogue: Catalogue, event: ev.SyncPaceSet) -> None:
+    volume = known_volume(catalogue, event.volume)
+    volume.sync_paused = event.paused
+    volume.sync_rate_bytes_per_second = event.rate_bytes_per_second
+    volume.sync_priority = event.priority
 
 
 FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
@@ -263,4 +270,5 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.UnprotectRequested: _unprotect_requested,
     ev.RecoveryVolumeReleased: _recovery_volume_released,
     ev.Unprotected: _unprotected,
+    ev.SyncPaceSet: _sync_pace_set,
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rephub.core.errors import from_dict
+from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Volume
 
@@ -133,7 +134,8 @@ def _state(  # noqa: PLR0911 - one line for each piece of news
         return "gap", agent_silent
     if volume.attached and not agent.get("attached"):
         return "gap", agent.get("reason") or f"agent {volume.agent} does not capture it"
-    if agent.get("gap_since_at"):
+    resyncing = volume.state == "resyncing" and agent.get("attached")
+    if agent.get("gap_since_at") and not resyncing:
         return "gap", agent.get("reason") or volume.reason or "capture lost"
     if volume.state == "protected":
         if agent.get("epoch", volume.epoch) > volume.epoch:
@@ -148,6 +150,8 @@ def _volume(
     if agent_silent:
         agent = {}
     state, reason = _state(volume, agent, agent_silent, box, box_silent)
+    held_up = _held_up(volume, state, agent.get("sync"))
+    reason = reason or held_up if state == "protected" else held_up or reason
     gap_at = agent.get("gap_since_at") or volume.gap_at
     if state == "protected":
         rpo = agent.get("rpo_seconds")
@@ -176,5 +180,18 @@ def _volume(
         "dirty_bytes": agent.get("dirty_bytes"),
         "sync": agent.get("sync"),
         "verify": agent.get("verify"),
+        "sync_pace": decide_sync.pace(volume),
         "reason": reason,
     }
+
+
+def _held_up(volume: Volume, state: str, sync: dict[str, Any] | None) -> str:
+    """Why the volume's sync stands still, or a later one would; empty if it does not."""
+    resume = f"rephub sync resume {volume.name}"
+    if volume.sync_paused and state in ("syncing", "resyncing"):
+        return f"sync is paused: {resume}"
+    if volume.sync_paused and state == "protected":
+        return f"sync is paused, no gap would be closed: {resume}"
+    if state in ("syncing", "resyncing") and (sync or {}).get("waiting"):
+        return "sync waits for its turn"
+    return ""

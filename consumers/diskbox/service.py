@@ -27,6 +27,7 @@ from rephub.consumers.diskbox.promote_jobs import PromoteJobs
 from rephub.consumers.diskbox.promotions import DETACH_SECONDS, Promotions
 from rephub.consumers.diskbox.signals import Signal
 from rephub.consumers.diskbox.volume import BoxVolume, Wanted
+from rephub.consumers.diskbox.window_watch import WindowWatch
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.control.follow import follow
 from rephub.core.control.port import ControlLog
@@ -97,6 +98,7 @@ class Diskbox:
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
+        self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = str(uuid.uuid4())
@@ -172,6 +174,7 @@ class Diskbox:
                         self._round_of_fot(fot)
                 self._promote_jobs.round()
                 self._compare_jobs.round()
+                self._window_watch.round()
 
     # volumes
 

@@ -29,6 +29,18 @@ class CreateCheckpoint:
     volume: str | None = None
     group: str | None = None
     quiesce: bool
+    tags: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCheckpoint:
+    """Forget a named checkpoint; its marker stays in the journal."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +88,20 @@ class Resync:
     source: str
     deadline_at: int
     volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSyncPace:
+    """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    paused: bool | None = None
+    rate_bytes_per_second: int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,5 +157,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelVerify | CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelVerify | CreateCheckpoint | DeleteCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, DeleteCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

@@ -32,10 +32,16 @@ def busy_world() -> World:
         ev.VolumeStopped(**stopped, volume="v2", offset=7, error=IntegrityError("bad crc").to_json())
     )
     world.append(ev.VolumeResumed(**head(ev.VolumeResumed, "x", "v2", world.now, "diskbox/d1"), volume="v2"))
+    world.done(world.command(cmd.SetSyncPace, volume="v1", paused=True, rate_bytes_per_second=1 << 20))
     world.done(world.command(cmd.CreateCheckpoint, checkpoint="c1", group="g", quiesce=False))
     world.done(world.command(cmd.Verify, volume="v1", repair=True))
     cancelled = world.send(world.command(cmd.Verify, volume="v1", repair=False))
     world.done(world.command(cmd.CancelVerify, verify=cancelled.verify))
+    world.done(world.command(cmd.CreateCheckpoint, checkpoint="c2", group="g", quiesce=False))
+    world.done(world.command(cmd.DeleteCheckpoint, checkpoint="c2"))
+    passed = {"checkpoint": "c1", "volume": "v1", "offset": 100, "earliest_offset": 101}
+    expired = head(ev.CheckpointExpired, "x", "c1/v1", world.now, "diskbox/d1")
+    world.append(ev.CheckpointExpired(**expired, **passed))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
     world.done(world.command(cmd.StopFot, fot="f1"))
