@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_points, decide_volume
+from rephub.projections import decide_fleet, decide_points, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -51,6 +51,8 @@ def decide(
             raise too_late(f"the hub did not get to this {type(command).__name__}")
         if isinstance(command, cmd.Protect):
             return [decide_volume.protect(catalogue, command, now, silent)]
+        if isinstance(command, cmd.LoseDiskbox):
+            return [decide_fleet.lose(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

@@ -21,6 +21,17 @@ class CreateCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoseDiskbox:
+    """Give up a diskbox that does not answer: its volumes go to others."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promote:
     """Make a point permanent."""
 
@@ -107,5 +118,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
+Record = CreateCheckpoint | LoseDiskbox | Promote | Protect | Resync | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, LoseDiskbox, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
