@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "checkpoint": ("rephub.cli.checkpoint:checkpoint", "Mark a point in time by name."),
     "fot": ("rephub.cli.fot:fot", "Open a volume as it was, writable, protection undisturbed."),
     "promote": ("rephub.cli.promote:promote", "Make a point in time permanent."),
+    "fleet": ("rephub.cli.fleet:fleet", "Look after the diskboxes."),
     "doctor": ("rephub.cli.doctor:doctor", "Check this machine and the services."),
     "config": ("rephub.cli.config:config", "Show the settings and where they come from."),
 }

@@ -115,6 +115,9 @@ class HubSettings(DaemonSection):
     """The hub."""
 
     id: str = "hub1"
+    diskbox_lost_seconds: float = Field(
+        300.0, ge=0, le=86400, description="a diskbox silent for so long is lost; 0: never by itself"
+    )
 
 
 class ProviderSettings(Section):

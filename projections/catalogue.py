@@ -151,7 +151,7 @@ class Catalogue:
         return (
             volume.live
             and volume.state not in ("paused", "failed_over")
-            and bool(volume.path)
+            and bool(volume.path or volume.placed_id)
             and not volume.unprotect_id
             and not volume.promotion
         )

@@ -14,6 +14,7 @@ from rephub.core.errors import RephubError
 from rephub.projections import (
     decide_checkpoint,
     decide_compare,
+    decide_fleet,
     decide_points,
     decide_sync,
     decide_volume,
@@ -61,6 +62,8 @@ def decide(
             raise too_late(f"the hub did not get to this {type(command).__name__}")
         if isinstance(command, cmd.Protect):
             return [decide_volume.protect(catalogue, command, now, silent)]
+        if isinstance(command, cmd.LoseDiskbox):
+            return [decide_fleet.lose(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

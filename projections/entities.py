@@ -34,6 +34,23 @@ class Diskbox:
     pid: int
     url: str
     capacity: int
+    announced_id: str = ""
+    """Its newest DiskboxAnnounced."""
+    state: str = "ready"
+    """One of `fleet_states.DISKBOX`."""
+    lost_id: str = ""
+    """The DiskboxLost that made it lost; empty while it is not."""
+    off: bool = False
+    """While lost: it surely writes no more, its NBD targets may be taken over."""
+    failed_id: str = ""
+    """While lost: the newest DiskboxFailed, which its volumes have to wait after."""
+    failed_at: int = 0
+    """When that was, in microseconds since the Unix epoch."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its volumes go to others."""
+        return self.state == "lost"
 
 
 @dataclass(slots=True)
@@ -123,6 +140,16 @@ class Volume:
     """Event that asks for a new attachment and was not answered by FilterAttached."""
     start_id: str = ""
     """The StartProtect that began this protection."""
+    placed_id: str = ""
+    """The VolumePlaced that gave it to its diskbox; empty: StartProtect did."""
+    placed_from: str = ""
+    """The lost diskbox from which it came then."""
+    placed_at: int = 0
+    """When that was, in microseconds since the Unix epoch."""
+    needs_full: bool = False
+    """Its recovery volume is lost or new: only a full sync that began after it was made completes it."""
+    made_offset: int = -1
+    """First journal offset that its new recovery volume takes in: an attachment that began before is unknown there."""
     unprotect_id: str = ""
     """Event that ends the protection and was not answered by Unprotected."""
     purge: bool = False
@@ -148,6 +175,11 @@ class Volume:
     """Limit of what sync reads; 0: none."""
     sync_priority: int = 0
     """Higher goes first where an agent has more syncs than it runs at a time."""
+
+    @property
+    def recovery_id(self) -> str:
+        """The event that asked for its recovery volume: a position with another one is of an older life."""
+        return self.placed_id or self.start_id
 
     @property
     def live(self) -> bool:

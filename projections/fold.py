@@ -11,8 +11,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_checkpoints, fold_compare, fold_points, fold_volume
-from rephub.projections.entities import Agent, Diskbox, DiskboxRequest, PendingProtect
+from rephub.projections import (
+    fold_checkpoints,
+    fold_compare,
+    fold_fleet,
+    fold_points,
+    fold_volume,
+)
+from rephub.projections.entities import Agent, PendingProtect
 from rephub.schemas import events as ev
 
 if TYPE_CHECKING:
@@ -37,30 +43,6 @@ def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
         catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
     else:
         agent.host, agent.pid, agent.url = event.host, event.pid, event.url
-
-
-def _diskbox_announced(catalogue: Catalogue, event: ev.DiskboxAnnounced) -> None:
-    catalogue.diskboxes[event.diskbox] = Diskbox(
-        event.diskbox, event.host, event.pid, event.url, event.capacity
-    )
-    catalogue.diskbox_requests.pop(event.diskbox, None)
-
-
-def _diskbox_requested(catalogue: Catalogue, event: ev.DiskboxRequested) -> None:
-    if event.diskbox in catalogue.diskboxes or event.diskbox in catalogue.diskbox_requests:
-        raise ConflictError(f"diskbox {event.diskbox} is there or asked for already")
-    catalogue.diskbox_requests[event.diskbox] = DiskboxRequest(
-        event.diskbox, event.volume, event.id, event.command_id or ""
-    )
-
-
-def _diskbox_failed(catalogue: Catalogue, event: ev.DiskboxFailed) -> None:
-    request = catalogue.diskbox_requests.get(event.diskbox)
-    if request is None or request.event_id != event.cause_id:
-        raise ConflictError(f"diskbox {event.diskbox} is not asked for, or asked for anew")
-    del catalogue.diskbox_requests[event.diskbox]
-    for pending in catalogue.protects.values():
-        pending.diskbox_error = event.error
 
 
 def _agent(catalogue: Catalogue, name: str) -> Agent:
@@ -129,13 +111,11 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.CommandRejected: _answered,
     ev.CommandFulfilled: _answered,
     ev.AgentAnnounced: _agent_announced,
-    ev.DiskboxAnnounced: _diskbox_announced,
-    ev.DiskboxRequested: _diskbox_requested,
-    ev.DiskboxFailed: _diskbox_failed,
     ev.ProtectRequested: _protect_requested,
     ev.VmProbeRequested: _vm_probe_requested,
     ev.VmAnnounced: _vm_announced,
     ev.VmProbeFailed: _vm_probe_failed,
+    **fold_fleet.FOLDS,
     **fold_volume.FOLDS,
     **fold_points.FOLDS,
     **fold_compare.FOLDS,

@@ -111,7 +111,19 @@ def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreat
     volume = known_volume(catalogue, event.volume)
     if not volume.live or volume.unprotect_id or event.diskbox != volume.diskbox:
         raise ConflictError(f"volume {event.volume} wants no recovery volume on {event.diskbox}")
+    if volume.placed_id and not volume.path:
+        _recovery_volume_made_anew(volume, event)
     volume.path = event.path
+
+
+def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) -> None:
+    """Behind a running capture: a new attachment, with a full sync, gives it its content."""
+    if volume.stopped:
+        move(volume, "placed", event.at, f"diskbox {volume.placed_from} was lost, a new copy is made")
+        volume.stopped = ""
+    volume.made_offset = -1 if event.first_offset is None else event.first_offset
+    if volume.epoch:
+        volume.resync_id = event.id
 
 
 def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
@@ -125,7 +137,8 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     volume.attachment_id = event.attachment_id
     volume.epoch_offset = event.offset
     volume.attached = volume.attached_before = True
-    volume.resync_id = ""
+    if event.offset >= volume.made_offset:
+        volume.resync_id = ""
     volume.detached = False
     promotion = catalogue.promotions.get(volume.promotion)
     if promotion is not None and volume.name in promotion.detached:
@@ -151,6 +164,8 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
     volume = _current(catalogue, event.volume, event.epoch)
     if event.epoch != volume.epoch:
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
+    if volume.needs_full and (volume.resync_id or not volume.path):
+        raise ConflictError(f"the recovery volume of {event.volume} is newer than epoch {event.epoch}")
     if volume.sync_mode == "full":
         # Every byte was copied: what a verify found is gone.
         volume.differs = ""
@@ -159,6 +174,7 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
     else:
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
+    volume.needs_full, volume.made_offset = False, -1
 
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
@@ -201,6 +217,9 @@ def _volume_stopped(catalogue: Catalogue, event: ev.VolumeStopped) -> None:
 
 def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     volume = known_volume(catalogue, event.volume)
+    box = catalogue.diskboxes.get(volume.diskbox)
+    if box is not None and box.lost:
+        raise ConflictError(f"diskbox {box.name} of volume {event.volume} is lost")
     if not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
     elif volume.synced_epoch == volume.epoch:

@@ -70,7 +70,13 @@ def merge(
     ]
     problems = [hub_problem] if hub_problem else []
     problems += [f"{part['kind']} {part['name']} is not running" for part in parts if not part["alive"]]
-    problems += [why for why in (*silent.values(), *silent_boxes.values()) if why]
+    holding = {volume.diskbox for volume in catalogue.volumes.values() if not volume.retired}
+    problems += [why for why in silent.values() if why]
+    problems += [
+        why
+        for name, why in silent_boxes.items()
+        if why and (name in holding or not catalogue.diskboxes[name].lost)
+    ]
     for volume in volumes:
         if volume["state"] not in GOOD or not volume["consistent"] or volume["reason"]:
             problems.append(_sentence(volume))

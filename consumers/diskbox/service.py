@@ -22,6 +22,7 @@ from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.mirror import mirror
+from rephub.consumers.diskbox.ownership import Ownership, Strays
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
 from rephub.consumers.diskbox.promote_jobs import PromoteJobs
 from rephub.consumers.diskbox.promotions import DETACH_SECONDS, Promotions
@@ -91,19 +92,27 @@ class Diskbox:
         self._store, self._control, self._bitmaps = store, control, bitmaps
         self._facts = Facts(control, name)
         self.fots = Fots(self.directory / "fots", self.sockets, scratch_bytes, self.volumes)
-        self.promotions = Promotions(store, self.volumes, self.fots, detach_seconds=detach_seconds)
         self._folded = Signal()
+        self._ownership = Ownership(name, self.catalogue, control, self._folded)
+        self.promotions = Promotions(
+            store, self.volumes, self.fots, detach_seconds=detach_seconds, owns=self._ownership.owns
+        )
         self._jobs = Jobs(self._end_with, self._wake)
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
+        self._strays = Strays(
+            name, self.directory / "volumes", self.catalogue, self.volumes, self._jobs, self._new_box,
+            self._stop_tests_of,
+        )  # fmt: skip
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = str(uuid.uuid4())
         self._inherited: set[str] = set()
         """Volumes that were called stopped before they were opened: whether they still are is to be said."""
+        self._called_lost = False
         self._crash_point, self._pace_seconds = crash_point, pace_seconds
 
     async def run(self) -> None:
@@ -143,7 +152,7 @@ class Diskbox:
     async def _follow(self) -> None:
         async def after_batch() -> None:
             if not self.ready:
-                await self._announce()
+                await self._announce(self._life)
                 await self._open_all()
                 self.ready = True
             self._folded.notify()
@@ -151,9 +160,9 @@ class Diskbox:
 
         await follow(self._control, EVENTS_TOPIC, 0, self.catalogue.apply, after_batch)  # type: ignore[arg-type]
 
-    async def _announce(self) -> None:
+    async def _announce(self, cause_id: str) -> None:
         await self._facts.tell(
-            ev.DiskboxAnnounced, self._life, self.name,
+            ev.DiskboxAnnounced, cause_id, self.name,
             diskbox=self.name, host=socket.gethostname(), pid=os.getpid(), url=self.url, capacity=self.capacity,
         )  # fmt: skip
 
@@ -166,6 +175,8 @@ class Diskbox:
                     await self._round.wait()
             self._round.clear()
             if self.ready:
+                self._strays.round()
+                self._round_of_box()
                 for volume in list(self.catalogue.volumes.values()):
                     if volume.diskbox == self.name:
                         self._round_of_volume(volume)
@@ -176,14 +187,32 @@ class Diskbox:
                 self._compare_jobs.round()
                 self._window_watch.round()
 
+    def _round_of_box(self) -> None:
+        """Called lost while it lives: it is there again, with what nobody else has taken."""
+        me = self.catalogue.diskboxes.get(self.name)
+        if me is None or (not me.lost and not self._called_lost):
+            return
+        if me.lost:
+            self._jobs.once(("return", me.lost_id), functools.partial(self._announce, me.lost_id))
+        else:
+            for volume in self.catalogue.volumes.values():
+                if volume.diskbox == self.name and volume.stopped:
+                    self._jobs.forget("look again", volume.name, volume.start_id)
+                    self._inherited.add(volume.name)
+        self._called_lost = me.lost
+
     # volumes
+
+    def _new_box(self, name: str) -> BoxVolume:
+        return BoxVolume(
+            name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
+            on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
+            owns=self._ownership.owns,
+        )  # fmt: skip
 
     def _box(self, name: str) -> BoxVolume:
         if name not in self.volumes:
-            self.volumes[name] = BoxVolume(
-                name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
-                on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
-            )  # fmt: skip
+            self.volumes[name] = self._new_box(name)
         return self.volumes[name]
 
     async def _open_all(self) -> None:
@@ -215,11 +244,13 @@ class Diskbox:
             if not volume.released:
                 self._jobs.once(("release", volume.unprotect_id), functools.partial(self._release, volume))
         elif volume.live and not volume.path:
-            self._jobs.once(("make", volume.start_id), functools.partial(self._make, volume))
+            self._jobs.once(("make", volume.recovery_id), functools.partial(self._make, volume))
         elif not volume.retired:
             box = self._box(volume.name)
-            if box.position is None and not self._jobs.is_running("make", volume.start_id):
-                self._jobs.once(("open", volume.name, volume.start_id), functools.partial(self._open, volume))
+            if box.position is None and not self._jobs.is_running("make", volume.recovery_id):
+                self._jobs.once(
+                    ("open", volume.name, volume.recovery_id), functools.partial(self._open, volume)
+                )
             projector = box.projector
             if projector is not None:
                 if volume.name in self._inherited:
@@ -246,6 +277,9 @@ class Diskbox:
         except (UnavailableError, IndeterminateError):
             raise
         except RephubError as exc:
+            if volume.placed_id:  # protection goes on: said, and tried again
+                self._volume_stopped(volume.name, -1, exc)
+                raise UnavailableError(exc.message) from exc
             fields = {"volume": volume.name, "error": exc.to_json()}
             await self._facts.tell(
                 ev.ProtectFailed, volume.start_id, volume.name, volume.command_id, **fields
@@ -253,8 +287,9 @@ class Diskbox:
             return
         self._watch(box)
         await self._facts.tell(
-            ev.RecoveryVolumeCreated, volume.start_id, volume.name, volume.command_id,
+            ev.RecoveryVolumeCreated, volume.recovery_id, volume.name, volume.command_id,
             volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
+            first_offset=position.applied_offset + 1,
         )  # fmt: skip
 
     async def _open(self, volume: Volume) -> None:
@@ -319,7 +354,8 @@ class Diskbox:
         )
 
     def _volume_resumed(self, name: str, journal_offset: int) -> None:
-        cause = f"{self._life}:{name}@{journal_offset}"
+        me = self.catalogue.diskboxes.get(self.name)
+        cause = f"{self._life}/{me.announced_id if me else ''}:{name}@{journal_offset}"
         self._jobs.once(
             ("resumed", cause), lambda: self._facts.tell(ev.VolumeResumed, cause, name, volume=name)
         )
@@ -377,6 +413,8 @@ def _history(volume: Volume) -> History:
 
 def _wanted(volume: Volume) -> Wanted:
     return Wanted(
-        volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.start_id, epoch=volume.epoch,
+        volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.recovery_id, epoch=volume.epoch,
         epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume),
+        reason=f"diskbox {volume.placed_from} was lost" if volume.placed_id else "initial sync",
+        taken_over=bool(volume.placed_id and volume.recovery),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,14 @@ TRIM_SECONDS = 10.0
 """Between two DeleteRecords of a volume."""
 
 
+Owns = Callable[[str], Awaitable[bool]]
+
+
+async def always(_volume: str) -> bool:
+    """An `owns` for a diskbox that shares the log with nobody."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the catalogue wants of a volume."""
@@ -46,6 +54,10 @@ class Wanted:
     epoch_offset: int
     recovery: str | None
     history: History
+    reason: str = "initial sync"
+    """Of the gap until the first sync is complete."""
+    taken_over: bool = False
+    """`recovery` was that of a lost diskbox: what is on it is this volume's."""
 
 
 class BoxVolume:
@@ -58,6 +70,7 @@ class BoxVolume:
         on_resumed: called with (volume, offset).
         crash_point: see `applier.CRASH_POINTS`.
         pace_seconds: see `projector.PACE_SECONDS`.
+        owns: asks the log whether the volume is still this diskbox's; see `ownership.py`.
     """
 
     def __init__(
@@ -70,8 +83,10 @@ class BoxVolume:
         on_resumed: Callable[[str, int], None],
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
+        owns: Owns = always,
     ) -> None:
         self.name = name
+        self._owns = owns
         self.directory = directory
         self._store = store
         self._on_stopped, self._on_resumed = on_stopped, on_resumed
@@ -99,7 +114,7 @@ class BoxVolume:
         if old is not None and old.ready and old.start_id == wanted.start_id:
             return old
         path = wanted.recovery or str(self.directory / "data.raw")
-        ours = old is not None and old.path == path
+        ours = wanted.taken_over or (old is not None and old.path == path)
         identity = await check_target(path, wanted.size_bytes, ours=ours)
         if (
             ours and old is not None and old.identity not in ("", identity)
@@ -108,7 +123,9 @@ class BoxVolume:
         last_offset = await self._journal_end()
         epoch = max(wanted.epoch, old.applied.epoch if old else 0)
         joining = last_offset >= 0
-        state = fresh_state(last_offset, wanted.size_bytes, epoch=epoch, joining=joining)
+        state = fresh_state(
+            last_offset, wanted.size_bytes, epoch=epoch, joining=joining, reason=wanted.reason
+        )
         position = Position(wanted.volume, path, wanted.start_id, state, last_offset, identity=identity)
         position = await asyncio.to_thread(_make_files, self.directory, position, wanted.size_bytes, old)
         log.info(
@@ -182,9 +199,11 @@ class BoxVolume:
             applied = projector.applier.applied_offset
             if applied <= max(trimmed, 0) or projector.divergence is not None:
                 continue
+            below = min([applied, *projector.pins.values()])
             with contextlib.suppress(UnavailableError):
-                await self._store.admin().delete_records(self.name, min([applied, *projector.pins.values()]))
-                trimmed = applied
+                if await self._owns(self.name):
+                    await self._store.admin().delete_records(self.name, below)
+                    trimmed = applied
 
     async def close(self) -> None:
         """Stop the projector and let go of files; the position stays as it is."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +73,8 @@ class Hub:
         journals: makes and deletes journals.
         clock: microseconds since the Unix epoch.
         silent: diskboxes that do not answer now.
+        gone: those that have not answered for so many seconds, see `liveness.py`.
+        lost_seconds: a diskbox that is silent for so long is lost; 0: never by itself.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Hub:
         journals: JournalAdmin,
         clock: Callable[[], int] = now_us,
         silent: Callable[[], Collection[str]] = frozenset,
+        gone: Callable[[float], Mapping[str, str]] = lambda _seconds: {},
+        lost_seconds: float = 0.0,
     ) -> None:
         self.hub_id = hub_id
         self.catalogue = Catalogue()
@@ -93,6 +97,7 @@ class Hub:
         self._journals = journals
         self._clock = clock
         self._silent = silent
+        self._gone, self._lost_seconds = gone, lost_seconds
         self._started_id = ""
         self._in_charge = False
         self._lock = asyncio.Lock()
@@ -237,7 +242,8 @@ class Hub:
 
     async def _react(self) -> None:
         for _ in range(REACTION_ROUNDS_MAX):
-            due = pending(self.catalogue, self._clock(), self._silent())
+            gone = self._gone(self._lost_seconds) if self._lost_seconds else {}
+            due = pending(self.catalogue, self._clock(), self._silent(), gone, self._lost_seconds)
             if not due:
                 return
             for event in due:

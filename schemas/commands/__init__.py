@@ -44,6 +44,17 @@ class DeleteCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoseDiskbox:
+    """Give up a diskbox that does not answer: its volumes go to others."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promote:
     """Make a point permanent."""
 
@@ -157,5 +168,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelVerify | CreateCheckpoint | DeleteCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, DeleteCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelVerify | CreateCheckpoint | DeleteCheckpoint | LoseDiskbox | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, DeleteCheckpoint, LoseDiskbox, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

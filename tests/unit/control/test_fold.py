@@ -67,6 +67,9 @@ def busy_world() -> World:
     world.done(world.protect_command("v5", node="n2"))
     world.provides = 27
     world.done(world.protect_command("v5", node="n2"))
+    world.dies("diskbox1")
+    world.settle()
+    world.announces("diskbox1", "second life")
     return world
 
 
