@@ -19,6 +19,7 @@ from rephub.projections.entities import (
     Diskbox,
     DiskboxRequest,
     Fot,
+    Move,
     PendingProtect,
     Promotion,
     Volume,
@@ -33,6 +34,7 @@ __all__ = [
     "Diskbox",
     "DiskboxRequest",
     "Fot",
+    "Move",
     "PendingProtect",
     "Promotion",
     "Volume",
@@ -53,7 +55,7 @@ class Catalogue:
         hub_epoch: epoch of the hub that is in charge, 0 before the first.
         hub: its id.
         hub_event_id: id of its HubStarted: which of two that chose the same epoch won.
-        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions: by name.
+        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, moves: by name.
         ignored_events: how many events could not be.
         ignored: the last of them: {"offset", "event", "reason"}.
     """
@@ -67,6 +69,7 @@ class Catalogue:
         "checkpoints": Checkpoint,
         "fots": Fot,
         "promotions": Promotion,
+        "moves": Move,
     }
 
     def __init__(self) -> None:
@@ -82,6 +85,7 @@ class Catalogue:
         self.checkpoints: dict[str, Checkpoint] = {}
         self.fots: dict[str, Fot] = {}
         self.promotions: dict[str, Promotion] = {}
+        self.moves: dict[str, Move] = {}
         self.ignored_events = 0
         self.ignored: list[dict[str, Any]] = []
         self._seen: dict[str, None] = {}

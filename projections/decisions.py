@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_fleet, decide_points, decide_volume
+from rephub.projections import decide_fleet, decide_moves, decide_points, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -27,6 +27,8 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
+    cmd.CancelMove: decide_moves.cancel,
+    cmd.DrainDiskbox: decide_moves.drain,
 }
 
 
@@ -53,6 +55,8 @@ def decide(
             return [decide_volume.protect(catalogue, command, now, silent)]
         if isinstance(command, cmd.LoseDiskbox):
             return [decide_fleet.lose(catalogue, command, now, silent)]
+        if isinstance(command, cmd.MoveVolumes):
+            return [decide_moves.move(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

@@ -13,8 +13,11 @@ DISKBOX = StateTable(
     appears="announced",
     rows={
         # DiskboxAnnounced: a new process, or one that was called lost and has let go of what went elsewhere
-        "announced": {"ready": "ready", "lost": "ready"},
+        "announced": {"ready": "ready", "draining": "draining", "lost": "ready"},
         # DiskboxLost; a second one only says that it is surely off
-        "lost": {"ready": "lost", "lost": "lost"},
+        "lost": {"ready": "lost", "draining": "lost", "lost": "lost"},
+        # DiskboxDrainRequested: on, and off again
+        "drain": {"ready": "draining", "draining": "draining"},
+        "undrain": {"draining": "ready", "ready": "ready"},
     },
 )

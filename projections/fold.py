@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_fleet, fold_points, fold_volume
+from rephub.projections import fold_fleet, fold_moves, fold_points, fold_volume
 from rephub.projections.entities import Agent, PendingProtect
 from rephub.schemas import events as ev
 
@@ -110,6 +110,7 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.VmAnnounced: _vm_announced,
     ev.VmProbeFailed: _vm_probe_failed,
     **fold_fleet.FOLDS,
+    **fold_moves.FOLDS,
     **fold_volume.FOLDS,
     **fold_points.FOLDS,
 }

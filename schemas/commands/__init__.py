@@ -7,6 +7,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelMove:
+    """Give up a move that has not ended; the volumes stay where they are."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateCheckpoint:
     """Mark one instant of a volume or group."""
 
@@ -21,6 +33,18 @@ class CreateCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainDiskbox:
+    """Move everything off a diskbox and place nothing new there, or use it again."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    diskbox: str
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoseDiskbox:
     """Give up a diskbox that does not answer: its volumes go to others."""
 
@@ -29,6 +53,19 @@ class LoseDiskbox:
     source: str
     deadline_at: int
     diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveVolumes:
+    """Move a recovery volume and its group to another diskbox, protection goes on."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    diskbox: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,5 +155,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | LoseDiskbox | Promote | Protect | Resync | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, LoseDiskbox, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
+Record = CancelMove | CreateCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Promote | Protect | Resync | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CancelMove, CreateCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
