@@ -19,6 +19,8 @@ class Agent:
     host: str
     pid: int
     url: str
+    state: str = "ready"
+    """One of `fleet_states.AGENT`."""
     probes: dict[str, str] = field(default_factory=dict)
     """Monitors that the hub asked about and that have not answered: path → id of the asking event."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
