@@ -8,11 +8,11 @@ from typing import Any
 import click
 from rich.table import Table
 
-from rephub.cli.client import connect
+from rephub.cli.client import Done, connect, error_of
 from rephub.cli.endpoints import read_endpoints
 from rephub.cli.fetch import fetch
 from rephub.cli.output import Cli, verb, verb_group
-from rephub.cli.points import timeout_option
+from rephub.cli.points import check_target, timeout_option
 from rephub.cli.view import DAEMON_SECONDS, catalogue_of
 from rephub.core.names import check_name
 from rephub.projections.catalogue import Catalogue
@@ -55,6 +55,12 @@ def _row(catalogue: Catalogue, box: Diskbox, answer: dict[str, Any] | None) -> d
         "host": box.host,
         "capacity": box.capacity,
         "volumes": sorted(held),
+        "moves": [
+            {"volumes": move.volumes, "to": move.diskbox, "copied": sorted(move.copied)}
+            for move in catalogue.moves.values()
+            if move.previous == box.name and not move.ended
+        ],
+        "copying": (answer or {}).get("moves", []),
     }
 
 
@@ -83,3 +89,88 @@ async def lose(cli: Cli, diskbox: str, yes: bool, seconds: float) -> None:
         answer = await client.ask(command, lost, f"loss of diskbox {diskbox}")
     document = {"diskbox": diskbox, "volumes": held} | ({"already": True} if answer.already else {})
     cli.emit(document, f"{diskbox}: given up; {', '.join(held) or 'no volume'} goes to others")
+
+
+@verb(group=fleet)
+@click.option("--volume", metavar="V", help="Move this volume, with all of its group.")
+@click.option("--group", metavar="G", help="Move all volumes of this group.")
+@click.option("--to", "diskbox", metavar="DISKBOX", help="Where to; without it, the least loaded.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@timeout_option(3600)
+async def move(
+    cli: Cli, volume: str | None, group: str | None, diskbox: str | None, no_wait: bool, seconds: float
+) -> None:
+    """Move recovery volumes to another diskbox; protection goes on and all points stay."""
+    check_target(volume, group)
+    if diskbox is not None:
+        check_name(diskbox, "diskbox")
+
+    def begun(event: ev.Record) -> dict[str, Any] | None:
+        if isinstance(event, ev.MoveRequested) and event.move == command.id:
+            return {"move": event.move, "volumes": list(event.volumes), "diskbox": event.diskbox}
+        return None
+
+    async with connect(cli, seconds) as client:
+        command = client.new(cmd.MoveVolumes, volume=volume, group=group, diskbox=diskbox)
+        answer = await client.ask(command, begun, "move")
+        under_way = answer.fields["move"]
+        if under_way and not no_wait:
+            cli.progress(f"copying {', '.join(answer.fields['volumes'])} to {answer.fields['diskbox']}")
+            await client.follow(_ended(under_way), "move", client.left_seconds)
+    document = {"volumes": answer.fields["volumes"], "diskbox": answer.fields["diskbox"]}
+    document |= {"already": True} if answer.already else {}
+    cli.emit(
+        document,
+        f"{', '.join(document['volumes'])}: {'moves' if no_wait else 'moved'} to {document['diskbox']}",
+    )
+
+
+def _ended(name: str) -> Done:
+    """Waits for the end of a move; raises the error with which it failed."""
+
+    def look(event: ev.Record) -> dict[str, Any] | None:
+        if isinstance(event, ev.MoveFailed) and event.move == name:
+            raise error_of(event)
+        return {} if isinstance(event, ev.VolumesMoved) and event.move == name else None
+
+    return look
+
+
+@verb(group=fleet)
+@click.option("--volume", metavar="V", help="The move of this volume.")
+@click.option("--group", metavar="G", help="The move of this group.")
+@timeout_option(30)
+async def cancel(cli: Cli, volume: str | None, group: str | None, seconds: float) -> None:
+    """Give up a move; the volumes stay where they are."""
+    check_target(volume, group)
+
+    def cancelled(event: ev.Record) -> dict[str, Any] | None:
+        return (
+            {"move": event.move}
+            if isinstance(event, ev.MoveFailed) and event.command_id == command.id
+            else None
+        )
+
+    async with connect(cli, seconds) as client:
+        command = client.new(cmd.CancelMove, volume=volume, group=group)
+        answer = await client.ask(command, cancelled, "cancellation of a move")
+    cli.emit(answer.fields, "the move was cancelled")
+
+
+@verb(group=fleet)
+@click.argument("diskbox")
+@click.option("--off", is_flag=True, help="Use it again.")
+@timeout_option(30)
+async def drain(cli: Cli, diskbox: str, off: bool, seconds: float) -> None:
+    """Place nothing new on DISKBOX and move all its volumes to others, group by group; returns at once."""
+    check_name(diskbox, "diskbox")
+
+    def taken(event: ev.Record) -> dict[str, Any] | None:
+        mine = isinstance(event, ev.DiskboxDrainRequested) and event.command_id == command.id
+        return {"diskbox": diskbox, "state": "ready" if off else "draining"} if mine else None
+
+    async with connect(cli, seconds) as client:
+        command = client.new(cmd.DrainDiskbox, diskbox=diskbox, drain=not off)
+        answer = await client.ask(command, taken, f"drain of diskbox {diskbox}")
+    document = answer.fields | ({"already": True} if answer.already else {})
+    cli.emit(document, f"{diskbox}: {document['state']}")

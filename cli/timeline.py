@@ -43,7 +43,7 @@ def lost_before(volume: Volume, now: int) -> list[dict[str, Any]]:
         volume: as the hub knows it.
         now: microseconds since the Unix epoch.
     """
-    if not volume.placed_id or volume.placed_at < now - volume.history_seconds * 1_000_000:
+    if not volume.placed_from or volume.placed_at < now - volume.history_seconds * 1_000_000:
         return []
     lost = {"first_offset": None, "last_offset": None, "from_at": None, "to_at": rfc3339(volume.placed_at)}
     return [lost | {"kind": "gap", "reason": f"diskbox {volume.placed_from} was lost, with all points on it"}]

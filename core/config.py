@@ -109,6 +109,9 @@ class DiskboxSettings(DaemonSection):
     id: str = "diskbox1"
     capacity: int = Field(27, ge=1, le=1000, description="recovery volumes")
     scratch_bytes: ByteSize = Field(ByteSize(10 * GIB), ge=MIB, description="scratch of one fail-over test")
+    move_host: str = Field(
+        "", description="address on which moves to other hosts are served (nbd://); empty: a unix socket"
+    )
 
 
 class HubSettings(DaemonSection):

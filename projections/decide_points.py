@@ -5,7 +5,7 @@ from __future__ import annotations
 from rephub.core.errors import ConflictError, NotFoundError, PointNotAvailableError, UsageError
 from rephub.core.names import check_name
 from rephub.projections.catalogue import Catalogue
-from rephub.projections.decide import POINT_KINDS, fulfilled, listed, make, one_of, targets
+from rephub.projections.decide import POINT_KINDS, fulfilled, listed, make, not_moving, one_of, targets
 from rephub.projections.entities import Promotion, Volume
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
@@ -135,6 +135,8 @@ def promote(catalogue: Catalogue, command: cmd.Promote, now: int) -> ev.Record:
         if command.to in {volume.path for volume in catalogue.volumes.values() if not volume.purged}:
             raise ConflictError(f"{command.to} is a recovery volume", hint="choose another path for --to")
     names = {volume.name for volume in volumes}
+    for volume in volumes:
+        not_moving(volume)
     if final:
         for other in catalogue.promotions.values():
             if other.final and not other.ended and names & set(other.volumes):

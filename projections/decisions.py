@@ -15,6 +15,7 @@ from rephub.projections import (
     decide_checkpoint,
     decide_compare,
     decide_fleet,
+    decide_moves,
     decide_points,
     decide_sync,
     decide_volume,
@@ -38,6 +39,8 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.Verify: decide_compare.verify,
     cmd.CancelVerify: decide_compare.cancel,
     cmd.SetSyncPace: decide_sync.set_pace,
+    cmd.CancelMove: decide_moves.cancel,
+    cmd.DrainDiskbox: decide_moves.drain,
 }
 
 
@@ -64,6 +67,8 @@ def decide(
             return [decide_volume.protect(catalogue, command, now, silent)]
         if isinstance(command, cmd.LoseDiskbox):
             return [decide_fleet.lose(catalogue, command, now, silent)]
+        if isinstance(command, cmd.MoveVolumes):
+            return [decide_moves.move(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

@@ -19,6 +19,8 @@ class Agent:
     host: str
     pid: int
     url: str
+    state: str = "ready"
+    """One of `fleet_states.AGENT`."""
     probes: dict[str, str] = field(default_factory=dict)
     """Monitors that the hub asked about and that have not answered: path → id of the asking event."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,8 +44,10 @@ class Diskbox:
     """The DiskboxLost that made it lost; empty while it is not."""
     off: bool = False
     """While lost: it surely writes no more, its NBD targets may be taken over."""
+    drain_id: str = ""
+    """The DiskboxDrainRequested that made it draining."""
     failed_id: str = ""
-    """While lost: the newest DiskboxFailed, which its volumes have to wait after."""
+    """While lost or draining: the newest DiskboxFailed or MoveFailed, after which its volumes wait a while."""
     failed_at: int = 0
     """When that was, in microseconds since the Unix epoch."""
 
@@ -146,6 +150,8 @@ class Volume:
     """The lost diskbox from which it came then."""
     placed_at: int = 0
     """When that was, in microseconds since the Unix epoch."""
+    move: str = ""
+    """The move that is at work on it."""
     needs_full: bool = False
     """Its recovery volume is lost or new: only a full sync that began after it was made completes it."""
     made_offset: int = -1
@@ -343,6 +349,32 @@ class Comparison:
     def copies(self) -> bool:
         """The round begins with a copy of its extents."""
         return self.round > 2
+
+
+@dataclass(slots=True)
+class Move:
+    """Recovery volumes on their way to another diskbox; protection and history stay whole."""
+
+    name: str
+    volumes: list[str]
+    diskbox: str
+    """Where to."""
+    previous: str
+    """Where from: it has the volumes until the move is `moved`."""
+    state: str = "requested"
+    """requested, moved, failed."""
+    served: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By volume: {"uri", "position"} of the old diskbox, which stands still there."""
+    copied: dict[str, str] = field(default_factory=dict)
+    """By volume: the path on the new diskbox, which follows the journal."""
+    reason: str = ""
+    event_id: str = ""
+    command_id: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will be done."""
+        return self.state != "requested"
 
 
 def message(error: str) -> str:

@@ -15,10 +15,12 @@ from rephub.projections import (
     fold_checkpoints,
     fold_compare,
     fold_fleet,
+    fold_moves,
     fold_points,
     fold_volume,
 )
 from rephub.projections.entities import Agent, PendingProtect
+from rephub.projections.fleet_states import AGENT
 from rephub.schemas import events as ev
 
 if TYPE_CHECKING:
@@ -40,8 +42,11 @@ def _answered(_catalogue: Catalogue, _event: ev.CommandRejected | ev.CommandFulf
 def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
     agent = catalogue.agents.get(event.agent)
     if agent is None:
-        catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
+        catalogue.agents[event.agent] = Agent(
+            event.agent, event.host, event.pid, event.url, state=AGENT.first
+        )
     else:
+        agent.state = AGENT.next_state(agent.name, agent.state, "announced")
         agent.host, agent.pid, agent.url = event.host, event.pid, event.url
 
 
@@ -74,15 +79,23 @@ def _protect_requested(catalogue: Catalogue, event: ev.ProtectRequested) -> None
 
 
 def _vm_probe_requested(catalogue: Catalogue, event: ev.VmProbeRequested) -> None:
-    _agent(catalogue, event.agent).probes[event.qmp] = event.id
+    agent = _agent(catalogue, event.agent)
+    agent.state = AGENT.next_state(agent.name, agent.state, "asked")
+    agent.probes[event.qmp] = event.id
     for pending in catalogue.protects.values():
         if pending.event_id == event.cause_id:
             pending.asked[event.agent] = event.id
 
 
+def _answered_probe(agent: Agent, qmp: str) -> None:
+    left = agent.probes.keys() - {qmp}
+    agent.state = AGENT.next_state(agent.name, agent.state, "answered" if left else "answered_last")
+    agent.probes.pop(qmp, None)
+
+
 def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
     agent = _agent(catalogue, event.agent)
-    agent.probes.pop(event.qmp, None)
+    _answered_probe(agent, event.qmp)
     agent.vms[event.qmp] = {
         "vm": event.vm,
         "version": event.version,
@@ -97,7 +110,7 @@ def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
 
 def _vm_probe_failed(catalogue: Catalogue, event: ev.VmProbeFailed) -> None:
     agent = _agent(catalogue, event.agent)
-    agent.probes.pop(event.qmp, None)
+    _answered_probe(agent, event.qmp)
     agent.vms.pop(event.qmp, None)
     for pending in catalogue.protects.values():
         if pending.qmp == event.qmp and event.agent in pending.asked:
@@ -116,6 +129,7 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.VmAnnounced: _vm_announced,
     ev.VmProbeFailed: _vm_probe_failed,
     **fold_fleet.FOLDS,
+    **fold_moves.FOLDS,
     **fold_volume.FOLDS,
     **fold_points.FOLDS,
     **fold_compare.FOLDS,

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 def _diskbox_announced(catalogue: Catalogue, event: ev.DiskboxAnnounced) -> None:
     old = catalogue.diskboxes.get(event.diskbox)
     state = DISKBOX.next_state(old.name, old.state, "announced") if old else DISKBOX.first
-    catalogue.diskboxes[event.diskbox] = Diskbox(
+    box = Diskbox(
         event.diskbox, event.host, event.pid, event.url, event.capacity, announced_id=event.id, state=state
     )
+    if old is not None and state == "draining":
+        box.drain_id, box.failed_id, box.failed_at = old.drain_id, old.failed_id, old.failed_at
+    catalogue.diskboxes[event.diskbox] = box
     catalogue.diskbox_requests.pop(event.diskbox, None)
 
 
@@ -41,7 +44,7 @@ def _diskbox_failed(catalogue: Catalogue, event: ev.DiskboxFailed) -> None:
     for pending in catalogue.protects.values():
         pending.diskbox_error = event.error
     for box in catalogue.diskboxes.values():
-        if box.lost:
+        if box.state != "ready":
             box.failed_id, box.failed_at = event.id, event.at
 
 
@@ -69,7 +72,7 @@ def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:
     old = catalogue.diskboxes.get(event.previous_diskbox)
     if volume.diskbox != event.previous_diskbox or old is None or not old.lost:
         raise ConflictError(f"volume {event.volume} is not on a lost diskbox {event.previous_diskbox}")
-    if not volume.live or volume.unprotect_id or volume.promotion:
+    if not volume.live or volume.unprotect_id or volume.promotion or volume.move:
         raise ConflictError(f"volume {event.volume} wants no other diskbox")
     if event.diskbox not in catalogue.diskboxes:
         raise ConflictError(f"no diskbox {event.diskbox}")
@@ -80,10 +83,20 @@ def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:
     volume.needs_full, volume.made_offset = True, -1
 
 
+def _drain_requested(catalogue: Catalogue, event: ev.DiskboxDrainRequested) -> None:
+    box = catalogue.diskboxes.get(event.diskbox)
+    if box is None:
+        raise ConflictError(f"no diskbox {event.diskbox}")
+    box.state = DISKBOX.next_state(box.name, box.state, "drain" if event.drain else "undrain")
+    box.drain_id = event.id if event.drain else ""
+    box.failed_id, box.failed_at = "", 0
+
+
 FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.DiskboxAnnounced: _diskbox_announced,
     ev.DiskboxRequested: _diskbox_requested,
     ev.DiskboxFailed: _diskbox_failed,
     ev.DiskboxLost: _diskbox_lost,
     ev.VolumePlaced: _volume_placed,
+    ev.DiskboxDrainRequested: _drain_requested,
 }

@@ -134,7 +134,7 @@ def _promote_planned(catalogue: Catalogue, event: ev.PromotePlanned) -> None:
 def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
     promotion = _promotion(catalogue, event.promotion, "planned")
     volumes = [catalogue.volumes.get(name) for name in promotion.volumes]
-    if not promotion.final or any(volume is None or not volume.live for volume in volumes):
+    if not promotion.final or any(volume is None or not volume.live or volume.move for volume in volumes):
         raise ConflictError(f"promotion {event.promotion} cannot start")
     promotion.state = "started"
     for volume in volumes:

@@ -231,7 +231,7 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
 
 def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> None:
     volume = known_volume(catalogue, event.volume)
-    if volume.purged or volume.unprotect_id or volume.promotion:
+    if volume.purged or volume.unprotect_id or volume.promotion or volume.move:
         raise ConflictError(f"volume {event.volume} cannot be unprotected now")
     volume.unprotect_id = event.id
     volume.purge = event.purge

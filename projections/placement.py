@@ -31,6 +31,12 @@ def place(catalogue: Catalogue, name: str, group: str, silent: Collection[str] =
         raise UnavailableError(
             "no diskbox has announced itself", hint="start one: rephub up, or rephub diskbox"
         )
+    for member in catalogue.group_members(group):
+        if member.move:
+            raise ConflictError(
+                f"group {group} is being moved to another diskbox",
+                hint=f"wait until it is done, or rephub fleet cancel --group {group}",
+            )
     old = catalogue.volumes.get(name)
     if old is not None and not old.purged and not _is_lost(catalogue, old.diskbox):
         bound = {old.diskbox}
@@ -51,7 +57,7 @@ def place_together(catalogue: Catalogue, members: list[Volume], silent: Collecti
     names = {member.name for member in members}
     leaving = {member.diskbox for member in members}
     bound = _boxes_of_group(catalogue, members[0].group) - leaving
-    return _with_room(catalogue, bound, names, silent)
+    return _with_room(catalogue, bound, names, {*silent, *leaving})
 
 
 def _is_lost(catalogue: Catalogue, name: str) -> bool:
@@ -65,13 +71,29 @@ def _boxes_of_group(catalogue: Catalogue, group: str) -> set[str]:
     return {name for name in found if not _is_lost(catalogue, name)}
 
 
-def _with_room(catalogue: Catalogue, bound: set[str], names: set[str], silent: Collection[str]) -> str | None:
-    """The least loaded of the diskboxes `bound` (empty: of all) that has room for the volumes `names`."""
+def _load(catalogue: Catalogue, without: set[str]) -> dict[str, int]:
+    """Places taken on each diskbox, by volumes there and on their way there, without some."""
     load = dict.fromkeys(catalogue.diskboxes, 0)
     for volume in catalogue.volumes.values():
-        if not volume.purged and volume.name not in names:
+        if not volume.purged and volume.name not in without:
             load[volume.diskbox] = load.get(volume.diskbox, 0) + 1
-    usable = {name: box for name, box in catalogue.diskboxes.items() if not box.lost and name not in silent}
+    for move in catalogue.moves.values():
+        if not move.ended:
+            load[move.diskbox] = load.get(move.diskbox, 0) + len(move.volumes)
+    return load
+
+
+def room_on(catalogue: Catalogue, name: str, volumes: list[Volume]) -> bool:
+    """Whether a diskbox has room for volumes that are not there."""
+    return _load(catalogue, set())[name] + len(volumes) <= catalogue.diskboxes[name].capacity
+
+
+def _with_room(catalogue: Catalogue, bound: set[str], names: set[str], silent: Collection[str]) -> str | None:
+    """The least loaded of the diskboxes `bound` (empty: of all) that has room for the volumes `names`."""
+    load = _load(catalogue, names)
+    usable = {
+        name: box for name, box in catalogue.diskboxes.items() if box.state == "ready" and name not in silent
+    }
     wanted = sorted(bound or catalogue.diskboxes)
     answering = [box for box in wanted if box in usable]
     room = [box for box in answering if load[box] + len(names) <= usable[box].capacity]
@@ -80,6 +102,12 @@ def _with_room(catalogue: Catalogue, bound: set[str], names: set[str], silent: C
     if not bound:
         return None
     name = ", ".join(sorted(names))
+    draining = [box for box in wanted if box in catalogue.diskboxes and catalogue.diskboxes[box].drain_id]
+    if draining and not answering:
+        raise ConflictError(
+            f"volume {name} belongs to diskbox {', '.join(draining)}, which is being drained",
+            hint="wait until its group has moved: rephub fleet list",
+        )
     if not answering:
         raise UnavailableError(
             f"volume {name} belongs to diskbox {', '.join(wanted)}, which does not answer",

@@ -7,13 +7,15 @@ of the provider if all are full. What the operator named with --recovery stays w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from rephub.core.errors import RephubError, UnavailableError
 from rephub.core.targets import target_kind
 from rephub.projections import states
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import make
-from rephub.projections.entities import Diskbox, Volume
+from rephub.projections.decide_moves import failed, unfit
+from rephub.projections.entities import Diskbox, Fot, Move, Promotion, Volume
 from rephub.projections.placement import free_name, place_together
 from rephub.schemas import events as ev
 
@@ -46,10 +48,13 @@ def of_fleet(
                 reason=f"silent for {lost_seconds:g} s",
                 off=False,
             )
+    yield from _moves(catalogue, now)
     for box in catalogue.diskboxes.values():
         if box.lost:
             yield from _what_runs_on(catalogue, box, now)
             yield from _placements(catalogue, box, now, silent)
+        elif box.state == "draining":
+            yield from _drain(catalogue, box, now, silent)
 
 
 def _error_of(box: Diskbox) -> str:
@@ -115,6 +120,7 @@ def waiting_on(catalogue: Catalogue, box: Diskbox) -> list[Volume]:
         and volume.attached_before
         and not volume.unprotect_id
         and not volume.promotion
+        and not volume.move
         and states.may(volume.state, "placed")
         and may_move(volume, box)
     ]
@@ -146,14 +152,78 @@ def _placements(catalogue: Catalogue, box: Diskbox, now: int, silent: Collection
                 previous_diskbox=box.name,
             )
         return
-    if full and not catalogue.diskbox_requests and now >= box.failed_at + PLACE_RETRY_SECONDS * 1_000_000:
-        name = free_name(catalogue)
-        yield make(
+    if full:
+        yield from _one_more(catalogue, box, now, waiting[0].name)
+
+
+def _rests(box: Diskbox, now: int) -> bool:
+    """Whether something failed for its volumes a moment ago."""
+    return bool(box.failed_id) and now < box.failed_at + PLACE_RETRY_SECONDS * 1_000_000
+
+
+def _one_more(catalogue: Catalogue, box: Diskbox, now: int, volume: str) -> Iterator[ev.Record]:
+    """Ask the provider, one at a time, and not again at once after it failed."""
+    if catalogue.diskbox_requests or _rests(box, now):
+        return
+    name = free_name(catalogue)
+    cause_id = box.failed_id or box.lost_id or box.drain_id
+    yield make(catalogue, ev.DiskboxRequested, now, cause_id, name, diskbox=name, volume=volume)
+
+
+def _moves(catalogue: Catalogue, now: int) -> Iterator[ev.Record]:
+    """The end of moves: the switch once all is copied and nobody looks at the old place, or a diskbox that was lost."""
+    for move in catalogue.moves.values():
+        if move.ended:
+            continue
+        lost = [name for name in (move.previous, move.diskbox) if catalogue.diskboxes[name].lost]
+        if lost:
+            error = UnavailableError(f"diskbox {lost[0]} is lost", hint="rephub fleet list")
+            yield failed(catalogue, move, now, error, catalogue.diskboxes[lost[0]].lost_id, move.command_id)
+        elif move.copied.keys() == set(move.volumes) and not _looked_at(catalogue, move):
+            yield make(
+                catalogue,
+                ev.VolumesMoved,
+                now,
+                move.event_id,
+                move.name,
+                command_id=move.command_id or None,
+                move=move.name,
+            )
+
+
+def _looked_at(catalogue: Catalogue, move: Move) -> bool:
+    """Whether a test, or a promote with its pins, is at work on one of the volumes."""
+    at_work: list[Fot | Promotion] = [*catalogue.fots.values(), *catalogue.promotions.values()]
+    return any(not one.ended and set(one.volumes) & set(move.volumes) for one in at_work)
+
+
+def _drain(catalogue: Catalogue, box: Diskbox, now: int, silent: Collection[str]) -> Iterator[ev.Record]:
+    """One group after the other, so that the copies do not take each other's disk and network."""
+    under_way = any(not move.ended and move.previous == box.name for move in catalogue.moves.values())
+    if under_way or _rests(box, now) or box.name in silent:
+        return
+    volumes = [volume for volume in catalogue.live_volumes() if volume.diskbox == box.name]
+    for group in dict.fromkeys(volume.group for volume in volumes):
+        members = [volume for volume in volumes if volume.group == group]
+        if any(unfit(catalogue, volume) for volume in members):
+            continue
+        try:
+            diskbox = place_together(catalogue, members, silent)
+        except RephubError:
+            continue
+        if diskbox is None:
+            yield from _one_more(catalogue, box, now, members[0].name)
+            return
+        event = make(
             catalogue,
-            ev.DiskboxRequested,
+            ev.MoveRequested,
             now,
-            box.failed_id or box.lost_id,
-            name,
-            diskbox=name,
-            volume=waiting[0].name,
+            box.failed_id or box.drain_id,
+            group,
+            move="",
+            volumes=tuple(volume.name for volume in members),
+            diskbox=diskbox,
+            previous_diskbox=box.name,
         )
+        yield replace(event, move=event.id)
+        return

@@ -13,6 +13,7 @@ from rephub.core.errors import from_dict
 from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Volume
+from rephub.projections.fleet_states import group_state
 
 CAPTURED = ("syncing", "protected", "resyncing", "gap")
 """States that stand and fall with the agent."""
@@ -47,7 +48,7 @@ def merge(
         waited_seconds: how long a daemon that did not answer was waited for.
 
     Returns:
-        `{"volumes", "parts", "problems", "hub": {…}}`; `problems` is empty when protection is whole.
+        `{"volumes", "groups", "parts", "problems", "hub": {…}}`; `problems` is empty when protection is whole.
     """
     silent = {
         name: _silence("agent", name, agents.get(name), now, waited_seconds) for name in catalogue.agents
@@ -82,6 +83,7 @@ def merge(
             problems.append(_sentence(volume))
     return {
         "volumes": volumes,
+        "groups": _groups(volumes),
         "parts": parts,
         "problems": list(dict.fromkeys(problems)),
         "hub": {
@@ -92,6 +94,22 @@ def merge(
     }
 
 
+def _groups(volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each group is as its worst member says."""
+    members: dict[str, list[dict[str, Any]]] = {}
+    for volume in volumes:
+        members.setdefault(volume["group"], []).append(volume)
+    return [
+        {
+            "group": group,
+            "state": group_state(one["state"] for one in found),
+            "consistent": all(one["consistent"] for one in found),
+            "volumes": [one["volume"] for one in found],
+        }
+        for group, found in sorted(members.items())
+    ]
+
+
 def only(document: dict[str, Any], volume: str) -> dict[str, Any] | None:
     """The document with one volume in it and the problems of that one and of all parts; None: no such volume."""
     found = [entry for entry in document["volumes"] if entry["volume"] == volume]
@@ -99,7 +117,8 @@ def only(document: dict[str, Any], volume: str) -> dict[str, Any] | None:
         return None
     others = {_sentence(entry) for entry in document["volumes"] if entry["volume"] != volume}
     problems = [line for line in document["problems"] if line not in others]
-    return document | {"volumes": found, "problems": problems}
+    groups = [group for group in document["groups"] if group["group"] == found[0]["group"]]
+    return document | {"volumes": found, "groups": groups, "problems": problems}
 
 
 def _sentence(volume: dict[str, Any]) -> str:

@@ -171,6 +171,15 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
                     first_offset=volume.epoch * 100 + 1,
                 )
             )
+    for move in catalogue.moves.values():
+        for moving in () if move.ended else move.volumes:
+            fields = {"command_id": move.command_id, "move": move.name, "volume": moving}
+            if move.previous == name and moving not in move.served:
+                began = head(ev.MoveServed, move.event_id, moving, now, source)
+                due.append(ev.MoveServed(**began, **fields, uri="nbd+unix:///v?socket=/s", position="{}"))
+            if move.diskbox == name and moving in move.served and moving not in move.copied:
+                ended = head(ev.MoveCopied, move.event_id, moving, now, source)
+                due.append(ev.MoveCopied(**ended, **fields, path=f"/boxes/{name}/{moving}"))
     return (
         due + _diskbox_views(catalogue, name, now, source) + _diskbox_compares(catalogue, name, now, source)
     )

@@ -72,6 +72,7 @@ class Strays:
         catalogue, volumes, jobs: of the daemon.
         make_box: a BoxVolume for a name.
         stop_tests: ends all open tests of a volume, with a reason.
+        expects: whether a volume is on its way to here.
     """
 
     def __init__(
@@ -83,47 +84,48 @@ class Strays:
         jobs: Jobs,
         make_box: Callable[[str], BoxVolume],
         stop_tests: Callable[[str, str], Awaitable[None]],
+        expects: Callable[[str], bool],
     ) -> None:
         self._diskbox, self._directory = diskbox, directory
         self._catalogue, self._volumes, self._jobs = catalogue, volumes, jobs
-        self._make_box, self._stop_tests = make_box, stop_tests
-        self._copies: set[str] | None = None
-        """Names of volumes that have a directory here, as far as they were not opened by this process."""
+        self._make_box, self._stop_tests, self._expects = make_box, stop_tests, expects
+        self._kept: set[str] = set()
+        """Copies that are not to be deleted."""
 
     def round(self) -> None:
         """Let go of what went elsewhere; delete it once that is safe."""
-        if self._copies is None:
-            self._copies = {path.name for path in self._directory.iterdir() if path.is_dir()}
-        for name in [*self._volumes, *self._copies - self._volumes.keys()]:
+        here = {path.name for path in self._directory.iterdir() if path.is_dir()}
+        for name in [*self._volumes, *(here - self._volumes.keys())]:
             volume = self._catalogue.volumes.get(name)
-            if volume is None or volume.diskbox == self._diskbox:
+            if volume is None or volume.diskbox == self._diskbox or self._expects(name) or name in self._kept:
                 continue
-            key = f"{name}/{volume.recovery_id}"
             if name in self._volumes:
-                self._jobs.once(("let go", key), functools.partial(self._let_go, volume))
-            elif is_replaced(volume):
-                self._jobs.once(("discard", key), functools.partial(self._discard, volume))
+                self._start(("let go", name), functools.partial(self._let_go, volume))
+            elif is_replaced(volume) and not self._jobs.is_running("let go", name):
+                self._start(("discard", name), functools.partial(self._discard, volume))
+
+    def _start(self, key: tuple[str, str], job: Callable[[], Awaitable[None]]) -> None:
+        self._jobs.forget(*key)  # the same volume may come and go again
+        self._jobs.once(key, job)
 
     async def _let_go(self, volume: Volume) -> None:
         await self._stop_tests(volume.name, f"diskbox {volume.diskbox} took over")
         box = self._volumes.pop(volume.name, None)
         if box is not None:
             await box.close()
-        if self._copies is not None:
-            self._copies.add(volume.name)
         log.warning("volume=%s moved_to=%s let_go=yes", volume.name, volume.diskbox)
 
     async def _discard(self, volume: Volume) -> None:
         """Promoted and unprotected copies are kept: they were finished, and somebody may use them."""
         try:
             position = load_position(self._directory / volume.name)
-            if position is not None and not position.promoted and not position.retired:
+            if position is None or position.promoted or position.retired:
+                self._kept.add(volume.name)
+            else:
                 await self._make_box(volume.name).release(purge=True)
                 log.info("volume=%s stale_copy=deleted", volume.name)
         except RephubError as exc:
             raise UnavailableError(exc.message) from exc
-        if self._copies is not None:
-            self._copies.discard(volume.name)
 
 
 def is_replaced(volume: Volume) -> bool:

@@ -22,6 +22,7 @@ from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.mirror import mirror
+from rephub.consumers.diskbox.moves import Moves
 from rephub.consumers.diskbox.ownership import Ownership, Strays
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
 from rephub.consumers.diskbox.promote_jobs import PromoteJobs
@@ -65,6 +66,7 @@ class Diskbox:
         scratch_bytes: limit of one scratch.
         capacity: volumes it takes.
         crash_point, pace_seconds, detach_seconds: see where they go.
+        move_host: address on which moves are served; empty: a unix socket.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Diskbox:
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
         detach_seconds: float = DETACH_SECONDS,
+        move_host: str = "",
     ) -> None:
         self.name = name
         self.capacity = capacity
@@ -89,6 +92,7 @@ class Diskbox:
         self.volumes: dict[str, BoxVolume] = {}
         self.ready = False
         self.url = ""
+        self._life = str(uuid.uuid4())
         self._store, self._control, self._bitmaps = store, control, bitmaps
         self._facts = Facts(control, name)
         self.fots = Fots(self.directory / "fots", self.sockets, scratch_bytes, self.volumes)
@@ -103,13 +107,16 @@ class Diskbox:
         )
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
+        self.moves = Moves(
+            name, self._life, self.directory / "volumes", self.sockets, move_host, self.catalogue, self.volumes,
+            self._jobs, self._facts, self._new_box, self._run_projector,
+        )  # fmt: skip
         self._strays = Strays(
             name, self.directory / "volumes", self.catalogue, self.volumes, self._jobs, self._new_box,
-            self._stop_tests_of,
+            self._stop_tests_of, self.moves.expects,
         )  # fmt: skip
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life = str(uuid.uuid4())
         self._inherited: set[str] = set()
         """Volumes that were called stopped before they were opened: whether they still are is to be said."""
         self._called_lost = False
@@ -139,6 +146,7 @@ class Diskbox:
         await self._jobs.cancel()
         for fot in list(self.fots.open):
             await self.fots.stop(fot)
+        await self.moves.close()
         for box in self.volumes.values():
             await box.close()
 
@@ -175,6 +183,7 @@ class Diskbox:
                     await self._round.wait()
             self._round.clear()
             if self.ready:
+                self.moves.round()
                 self._strays.round()
                 self._round_of_box()
                 for volume in list(self.catalogue.volumes.values()):
@@ -232,6 +241,10 @@ class Diskbox:
             if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
                 self.promotions.pin_again(promotion, box)
         self._compare_jobs.begin_again(box)
+        self.moves.hold(box)
+        self._run_projector(box)
+
+    def _run_projector(self, box: BoxVolume) -> None:
         for task in box.start():
             task.add_done_callback(self._task_ended)
 
@@ -343,7 +356,13 @@ class Diskbox:
             purged=purge,
         )
 
+    def _is_here(self, name: str) -> bool:
+        """Whether the log has the volume here; a copy that is on its way has nothing to say yet."""
+        return self.catalogue.volumes[name].diskbox == self.name
+
     def _volume_stopped(self, name: str, journal_offset: int, error: RephubError) -> None:
+        if not self._is_here(name):
+            return
         cause = f"{self._cause(name, error)}@{journal_offset}"
         text = error.to_json()
         self._jobs.once(
@@ -354,6 +373,8 @@ class Diskbox:
         )
 
     def _volume_resumed(self, name: str, journal_offset: int) -> None:
+        if not self._is_here(name):
+            return
         me = self.catalogue.diskboxes.get(self.name)
         cause = f"{self._life}/{me.announced_id if me else ''}:{name}@{journal_offset}"
         self._jobs.once(

@@ -25,6 +25,10 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
         "volumes": {
             name: volume_document(box) for name, box in diskbox.volumes.items() if box.position is not None
         },
+        "moves": [
+            {"volume": name, "done_bytes": done, "total_bytes": total}
+            for name, (done, total) in diskbox.moves.progress.items()
+        ],
         "fots": [
             {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}
             for fot in diskbox.fots.open.values()

@@ -191,6 +191,20 @@ class DiskboxAnnounced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxDrainRequested:
+    """A diskbox gets nothing new and its volumes move to others, or it is used again."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskboxFailed:
     """The provider brought no diskbox; every protect that waited for one fails with this error."""
 
@@ -441,6 +455,67 @@ class HubStarted:
     cause_id: str | None = None
     hub_epoch: int
     hub: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveCopied:
+    """The new diskbox has a copy and has followed the journal to its head."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volume: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFailed:
+    """A move ended without effect, because of an error or on request."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveRequested:
+    """Recovery volumes are to move to another diskbox; they stay on theirs until VolumesMoved."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volumes: tuple[str, ...]
+    diskbox: str
+    previous_diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveServed:
+    """The old diskbox stands still at a position of the journal and serves what it has applied."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volume: str
+    uri: str
+    position: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -885,5 +960,18 @@ class VolumeSyncStarted:
     total_bytes: int
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePlaced | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePlaced, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesMoved:
+    """From here on the new diskbox has the volumes."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+
+
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePlaced | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePlaced, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)

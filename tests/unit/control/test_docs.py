@@ -8,7 +8,7 @@ from pathlib import Path
 from rephub.cli.main import VERBS
 from rephub.core import errors
 from rephub.projections import states
-from rephub.projections.fleet_states import DISKBOX
+from rephub.projections.fleet_states import AGENT, DISKBOX, group_diagram
 from rephub.schemas import events
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -20,8 +20,8 @@ def test_the_diagram_is_drawn_from_the_table() -> None:
 
 def test_so_are_those_of_the_fleet() -> None:
     text = (DOCS / "control-plane.md").read_text()
-    for table in (DISKBOX,):
-        assert table.diagram() in text, table.what
+    for diagram in (DISKBOX.diagram(), AGENT.diagram(), group_diagram()):
+        assert diagram in text, diagram
 
 
 def test_every_error_class_has_its_exit_code() -> None:

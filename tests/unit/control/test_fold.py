@@ -70,6 +70,9 @@ def busy_world() -> World:
     world.dies("diskbox1")
     world.settle()
     world.announces("diskbox1", "second life")
+    world.send(world.command(cmd.MoveVolumes, volume="v5", group=None, diskbox=None))
+    world.done(world.command(cmd.CancelMove, volume="v5", group=None))
+    world.done(world.command(cmd.DrainDiskbox, diskbox="diskbox2", drain=True))
     return world
 
 

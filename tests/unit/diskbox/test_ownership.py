@@ -63,12 +63,14 @@ async def test_it_stops_serving_at_once_and_deletes_when_the_new_copy_is_complet
         await protected(site)
         await announce(site, "other")
         fot = await site.fot("f", ["v"], "latest", "")
+        box = site.diskbox.volumes["v"]
         # Lost and placed in one go, as it reads them after a pause.
         await site.tell(ev.DiskboxLost, diskbox="box", reason="silent", off=False)
         placed = await take_over(site, "v", "other")
         await site.until(lambda catalogue: catalogue.volumes["v"].placed_id == placed, "placed")
         await site.until(lambda _: "v" not in site.diskbox.volumes, "let go")
         assert status_document(site.diskbox)["volumes"] == {}
+        await site.until(lambda _: box.projector is None, "nothing is applied any more")
         with pytest.raises(UnavailableError):
             await read_all(fot.views[0]["uri"])
         assert site.diskbox.catalogue.fots["f"].state == "stopped"
@@ -85,6 +87,12 @@ async def test_a_new_process_neither_opens_nor_applies_and_deletes(short_dir: Pa
     site = make_site(short_dir)
     async with running(site):
         await protected(site)
+        projector = site.diskbox.volumes["v"].projector
+        assert projector is not None
+        applier = projector.applier
+        await site.until(
+            lambda _: applier.applied_offset == applier.intent_offset == projector.floor_offset > 0, "at rest"
+        )
     await announce(site, "other")
     await site.tell(ev.DiskboxLost, diskbox="box", reason="silent", off=False)
     await take_over(site, "v", "other")
