@@ -40,6 +40,8 @@ class Held:
     offset: int
     """Of its EpochStarted."""
     sync_begun: bool = False
+    compares: bool = False
+    """The sync that was begun is one of mode "compare"."""
     synced_offset: int | None = None
     source_open: bool = False
     """QEMU exports the volume for sync."""
@@ -100,7 +102,7 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
         if not local.connected:
             return Action.RECONNECT
         due = catalogue.wants_sync(volume) and volume.epoch == held.epoch
-        if due and not held.sync_begun:
+        if due and (not held.sync_begun or (held.compares and not volume.seeded)):
             return Action.SYNC
         return Action.TIDY if held.source_open and held.synced_offset is not None else Action.NONE
     if not mine:

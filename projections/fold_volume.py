@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_points, states
+from rephub.projections import fold_points, fold_sync, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
 
@@ -112,6 +112,7 @@ def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreat
     if not volume.live or volume.unprotect_id or event.diskbox != volume.diskbox:
         raise ConflictError(f"volume {event.volume} wants no recovery volume on {event.diskbox}")
     volume.path = event.path
+    volume.seeded = bool(event.seeded)
 
 
 def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
@@ -145,15 +146,19 @@ def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
         raise ConflictError(f"a volume that is {volume.state} does not sync")
     volume.reason = f"{event.mode} sync"
     volume.sync_mode = event.mode
+    if event.mode == "compare":
+        fold_sync.begin_sync(catalogue, volume, event)
 
 
 def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
     if event.epoch != volume.epoch:
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
-    if volume.sync_mode == "full":
-        # Every byte was copied: what a verify found is gone.
+    if volume.sync_mode in ("full", "compare"):
+        # Every byte was copied, or found equal: what a verify found is gone.
         volume.differs = ""
+    volume.seeded = False
+    fold_sync.end_sync(catalogue, volume)
     if volume.stopped or volume.differs:
         move(volume, "synced_stopped", event.at, volume.stopped or volume.differs)
     else:

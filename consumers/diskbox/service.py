@@ -252,6 +252,7 @@ class Diskbox:
         await self._facts.tell(
             ev.RecoveryVolumeCreated, volume.start_id, volume.name, volume.command_id,
             volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
+            seeded=volume.seed is not None or None,
         )  # fmt: skip
 
     async def _open(self, volume: Volume) -> None:
@@ -375,5 +376,5 @@ def _history(volume: Volume) -> History:
 def _wanted(volume: Volume) -> Wanted:
     return Wanted(
         volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.start_id, epoch=volume.epoch,
-        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume),
+        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume), seed=volume.seed,
     )  # fmt: skip

@@ -539,6 +539,7 @@ class RecoveryVolumeCreated:
     diskbox: str
     path: str
     size_bytes: int
+    seeded: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ def busy_world() -> World:
     world.done(world.protect_command("v5", node="n2"))
     world.provides = 27
     world.done(world.protect_command("v5", node="n2"))
+    world.done(world.command(cmd.Unprotect, volume="v5", purge=True))
+    world.protected("v6", node="n2", seed="/copy.raw")
     return world
 
 
