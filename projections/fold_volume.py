@@ -142,12 +142,13 @@ def _sync_requested(catalogue: Catalogue, event: ev.SyncRequested) -> None:
 
 def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
-    if volume.state not in ("syncing", "resyncing"):
-        raise ConflictError(f"a volume that is {volume.state} does not sync")
-    volume.reason = f"{event.mode} sync"
-    volume.sync_mode = event.mode
     if event.mode == "compare":
+        # Also of a volume that stopped meanwhile: the agent waits for its comparison.
         fold_sync.begin_sync(catalogue, volume, event)
+    elif volume.state not in ("syncing", "resyncing"):
+        raise ConflictError(f"a volume that is {volume.state} does not sync")
+    volume.reason = volume.stopped or f"{event.mode} sync"
+    volume.sync_mode = event.mode
 
 
 def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None:

@@ -31,8 +31,6 @@ BOX_COMPARES_MAX = 2
 STALL_SECONDS = 60.0
 """Nothing of a round was compared for so long: what is missing does not come."""
 
-_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
-
 log = logging.getLogger(__name__)
 
 
@@ -62,10 +60,12 @@ class Comparer:
 
     Args:
         projector: of the volume; it tells of digests from here on.
+        gate: of the diskbox, of BOX_COMPARES_MAX.
     """
 
-    def __init__(self, projector: Projector) -> None:
+    def __init__(self, projector: Projector, gate: asyncio.Semaphore) -> None:
         self._projector = projector
+        self._gate = gate
         self._rounds: dict[str, _Round] = {}
         """By run; those that are under way."""
         self._backlog: deque[tuple[int, Digest]] = deque()
@@ -161,7 +161,8 @@ class Comparer:
     def _take(self, journal_offset: int, record: Digest) -> None:
         """A digest was read; in this loop turn nothing above its offset is applied."""
         found = self._rounds.get(record.run)
-        if found is None or record.round < found.round:
+        if found is None or record.round < found.round or self._projector.floor_offset > journal_offset:
+            # Of no interest; or read again after a restart, when it may be applied in part what comes after it.
             return
         if record.round > found.round:
             found = self._rounds[record.run] = _Round(record.round)
@@ -184,7 +185,7 @@ class Comparer:
     async def _compare(self, found: _Round, journal_offset: int, record: Digest) -> None:
         try:
             view = View(self._projector, journal_offset, None)
-            async with _gate:
+            async with self._gate:
                 differing = await _differing(view, record)
         except RequestError as exc:
             stopped = self._projector.stopped

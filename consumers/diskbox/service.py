@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rephub.consumers.diskbox.applier import CrashPoint, _go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
+from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
@@ -96,6 +97,7 @@ class Diskbox:
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
+        self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -180,6 +182,7 @@ class Diskbox:
             self.volumes[name] = BoxVolume(
                 name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
                 on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
+                compare_gate=self._compare_gate,
             )  # fmt: skip
         return self.volumes[name]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rephub.consumers.diskbox import seeding
 from rephub.consumers.diskbox.applier import Applier, CrashPoint, _go_on
-from rephub.consumers.diskbox.comparer import Comparer
+from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX, Comparer
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.position import FILE, Position, load_position, save_position
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
@@ -61,6 +61,7 @@ class BoxVolume:
         on_resumed: called with (volume, offset).
         crash_point: see `applier.CRASH_POINTS`.
         pace_seconds: see `projector.PACE_SECONDS`.
+        compare_gate: how much is compared at once, of the whole diskbox.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class BoxVolume:
         on_resumed: Callable[[str, int], None],
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
+        compare_gate: asyncio.Semaphore | None = None,
     ) -> None:
         self.name = name
         self.directory = directory
@@ -80,6 +82,7 @@ class BoxVolume:
         self._on_stopped, self._on_resumed = on_stopped, on_resumed
         self._crash_point = crash_point
         self._pace_seconds = pace_seconds
+        self._compare_gate = compare_gate or asyncio.Semaphore(BOX_COMPARES_MAX)
         self.position: Position | None = None
         self.projector: Projector | None = None
         self.comparer: Comparer | None = None
@@ -187,7 +190,7 @@ class BoxVolume:
             on_stopped=lambda offset, error: self._on_stopped(self.name, offset, error),
             on_resumed=lambda offset: self._on_resumed(self.name, offset),
         )  # fmt: skip
-        self.comparer = Comparer(self.projector)
+        self.comparer = Comparer(self.projector, self._compare_gate)
 
     def start(self) -> list[asyncio.Task[None]]:
         """Let the projector run; pins of before must be set by now. Returns the tasks, to be watched."""
