@@ -97,7 +97,9 @@ class Attachment:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sync: Sync | None = None
         self._pace = Pace(self.queue)
-        self.comparing = Comparing(self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes)
+        self.comparing = Comparing(
+            self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes, self._compared
+        )
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None
         self._told_seq = 0
@@ -226,7 +228,7 @@ class Attachment:
     def stats(self) -> dict[str, Any]:
         """Figures for `/status`."""
         oldest = self.queue.oldest_captured_at
-        sync = None
+        sync, comparing = None, self.comparing.stats()
         if self._sync and self.synced_offset is None:
             sync = {
                 "done_bytes": self._sync.done_bytes,
@@ -241,8 +243,8 @@ class Attachment:
             "lag_bytes": self.queue.unacked_data_bytes,
             "rpo_seconds": 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e6),
             "dirty_bytes": self.dirty.dirty_bytes,
-            "sync": sync,
-            "verify": self.comparing.stats(),
+            "sync": sync or (comparing if self.comparing.is_sync and self.synced_offset is None else None),
+            "verify": None if self.comparing.is_sync else comparing,
             "marks_away": self._marks.away,
         }
 
@@ -266,6 +268,10 @@ class Attachment:
         finally:
             await client.close()
         done(self.synced_offset)
+
+    def _compared(self, offset: int) -> None:
+        """A sync that compares is complete."""
+        self.synced_offset = offset
 
     def _qemu_left(self, exc: RephubError) -> None:
         """The guest is off, or its job ended: what was captured until now belongs into the journal."""

@@ -13,7 +13,7 @@ from typing import Any
 from rephub.agent.digest import Digester
 from rephub.agent.dirty import DirtyRegions
 from rephub.agent.extents import Extent
-from rephub.agent.queue import EventQueue
+from rephub.agent.queue import EventQueue, Kind
 from rephub.agent.sync import Pace, Sync
 from rephub.core.errors import ConflictError, UnavailableError, UsageError
 from rephub.core.nbd.client import NbdClient
@@ -31,16 +31,27 @@ class Comparing:
         wake: tells the publisher that there is something.
         volume: its name.
         size_bytes: of the volume.
+        synced: called with the offset of `SyncCompleted` where the comparison was the attachment's sync.
     """
 
     def __init__(
-        self, queue: EventQueue, dirty: DirtyRegions, wake: Callable[[], None], volume: str, size_bytes: int
+        self,
+        queue: EventQueue,
+        dirty: DirtyRegions,
+        wake: Callable[[], None],
+        volume: str,
+        size_bytes: int,
+        synced: Callable[[int], None],
     ) -> None:
         self._queue = queue
         self._dirty = dirty
         self._wake = wake
         self._volume = volume
         self._size_bytes = size_bytes
+        self._synced = synced
+        self._sync: Sync | None = None
+        self.is_sync = False
+        """The comparison that is, or was, under way is the attachment's sync."""
         self._pace = Pace(queue)
         self._task: asyncio.Task[Document] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -55,9 +66,10 @@ class Comparing:
 
     def stats(self) -> Document | None:
         """Progress of the pass that is under way; None while there is none."""
-        if self._task is None or self._digester is None or not self._total_bytes:
+        if self._digester is None or not self._total_bytes:
             return None
-        done = self._digester.counts.done_bytes
+        done = self._sync.done_bytes if self._sync is not None else self._digester.counts.done_bytes
+        done = min(done, self._total_bytes)
         spent = time.monotonic() - self._started_at
         eta = round(spent / done * (self._total_bytes - done), 1) if done else None
         return {"done_bytes": done, "total_bytes": self._total_bytes, "eta_seconds": eta}
@@ -80,7 +92,7 @@ class Comparing:
 
         Args:
             step: `begin` a round, `digest` extents beside the guest, `hold` reads, `release` them, `copy` extents,
-                `end` the round.
+                `finish` a sync, `end` the round.
             fields: of the step.
 
         Raises:
@@ -94,6 +106,7 @@ class Comparing:
             "hold": self._hold,
             "release": self._release,
             "copy": self._copy,
+            "finish": self._finish,
             "end": self._end,
         }
         if step not in steps:
@@ -111,7 +124,7 @@ class Comparing:
         return task.result()
 
     async def _begin(
-        self, run: str, round_: int, server: Document, export: str, rate_bytes: int | None
+        self, run: str, round_: int, server: Document, export: str, rate_bytes: int | None, sync: bool
     ) -> Document:
         await self._end()
         client = self._client = await NbdClient.connect(**server, export=export)
@@ -123,16 +136,18 @@ class Comparing:
             )
         self._pace.bytes_per_second = rate_bytes
         self._digester = Digester(client, self._queue, self._pace, self._wake, run, round_)
+        self.is_sync = sync
         return {}
 
     async def _digest(self, extents: list[Extent]) -> Document:
         digester = self._current()
         wanted = [(start, length) for start, length in extents] or [(0, self._size_bytes)]
         self._total_bytes, self._started_at = total(wanted), time.monotonic()
-        try:
-            await digester.run(wanted)
-        finally:
-            self._total_bytes = 0
+        if self.is_sync:
+            self._queue.mark(
+                Kind.SYNC_STARTED, time.time_ns() // 1000, mode="compare", total_bytes=self._size_bytes
+            )
+        await digester.run(wanted)
         return self._counts(digester)
 
     async def _hold(self, extents: list[Extent]) -> Document:
@@ -146,21 +161,39 @@ class Comparing:
 
     async def _copy(self, extents: list[Extent]) -> Document:
         assert self._client is not None
+        wanted = [(start, length) for start, length in extents]
         sync = Sync(
             self._client,
-            self._size_bytes,
+            total(wanted),
             queue=self._queue,
             dirty=self._dirty,
             pace=self._pace,
             wake=self._wake,
         )
-        await sync.copy([(start, length) for start, length in extents])
+        self._total_bytes, self._started_at, self._sync = total(wanted), time.monotonic(), sync
+        try:
+            await sync.copy(wanted)
+        finally:
+            self._sync, self._total_bytes = None, 0
         return {"copied_bytes": sync.moved_bytes}
+
+    async def _finish(self, extents: list[Extent]) -> Document:
+        """The rest of a sync: all that was not found equal is copied; then the gap ends."""
+        copied = await self._copy(extents)
+        # Equal, copied, or written meanwhile: every region.
+        self._dirty.synced(0, self._size_bytes)
+        acked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        event = self._queue.mark(Kind.SYNC_COMPLETED, time.time_ns() // 1000, total_bytes=self._size_bytes)
+        event.on_ack = lambda offset: None if acked.done() else acked.set_result(offset)
+        self._wake()
+        offset = await acked
+        self._synced(offset)
+        return copied | {"offset": offset}
 
     async def _end(self) -> Document:
         if self._digester is not None:
             self._digester.drop()
-        self._digester = None
+        self._digester, self._total_bytes = None, 0
         client, self._client = self._client, None
         if client is not None:
             await client.close()

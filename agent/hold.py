@@ -150,6 +150,11 @@ class Hold:
             await source.close_source(vm, self._names, self._server_path)
         self._source, self.held.source_open = None, False
 
+    @property
+    def sync_source(self) -> source.Source | None:
+        """QEMU's export of the volume, while sync is not over."""
+        return self._source
+
     async def open_source(self) -> source.Source:
         """Export the volume for reading once more, after `tidy`; `tidy` closes it.
 

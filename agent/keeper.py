@@ -58,7 +58,7 @@ class Keeper:
         """When capture was lost, in microseconds since the Unix epoch; None while there is no gap."""
         self._parts = parts
         self._hold: Hold | None = None
-        self._verifier = Verifier(name, parts)
+        self._verifier = Verifier(name, parts, self.synced, self.wake)
         self._attempts = 0
         self._short_lives = 0
         self._wake = asyncio.Event()
@@ -297,16 +297,24 @@ class Keeper:
             self._hold = self.local.held = self.local.lost = None
 
     async def _sync(self, volume: Volume) -> None:
+        """Copy all of it, or compare where the recovery volume holds a copy; the verifier does the latter."""
         hold = self._hold
         assert hold is not None
-        await hold.begin_sync()
-        self.reason = "full sync"
+        mode = "compare" if volume.seeded else "full"
+        again = hold.held.compares
+        if not volume.seeded:
+            # Also where comparing failed again and again.
+            await self._verifier.stop()
+            await hold.begin_sync()
+        hold.held.sync_begun, hold.held.compares = True, volume.seeded
+        self.reason = f"{mode} sync"
         self._emit(
             ev.VolumeSyncStarted,
             hold.held.attachment_id,
             volume,
+            subject=f"{self.name}/{mode}" if again else self.name,
             epoch=hold.held.epoch,
-            mode="full",
+            mode=mode,
             total_bytes=hold.size_bytes,
         )
 
@@ -370,11 +378,16 @@ class Keeper:
         self._emit(ev.CaptureDetached, cause_id, volume, epoch=epoch)
 
     def _emit(
-        self, event_type: type[ev.Record], cause_id: str, volume: Volume | None = None, **fields: Any
+        self,
+        event_type: type[ev.Record],
+        cause_id: str,
+        volume: Volume | None = None,
+        subject: str = "",
+        **fields: Any,
     ) -> None:
         self._parts.announcer.emit(
             event_type,
-            self.name,
+            subject or self.name,
             cause_id=cause_id,
             command_id=volume.command_id if volume else "",
             volume=self.name,

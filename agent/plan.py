@@ -50,6 +50,8 @@ class Held:
     offset: int
     """Of its EpochStarted."""
     sync_begun: bool = False
+    compares: bool = False
+    """The sync that was begun is one of mode "compare"."""
     synced_offset: int | None = None
     source_open: bool = False
     """QEMU exports the volume for sync."""
@@ -122,7 +124,7 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
         pace = wanted_pace(volume, local)
         if due and held.synced_offset is None and held.pace != pace:
             return Action.PACE
-        if due and not held.sync_begun:
+        if due and (not held.sync_begun or (held.compares and not volume.seeded)):
             return Action.SYNC if pace.running else Action.NONE
         return Action.TIDY if held.source_open and held.synced_offset is not None else Action.NONE
     if not mine:

@@ -192,7 +192,7 @@ class Sync:
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
         self._dirty.synced(start, length)
-        self.done_bytes = start + length
+        self.done_bytes += length
 
     async def _holes(self, start: int, length: int) -> list[Extent]:
         """Journal the window's holes; returns the extents that must be read, neighbours joined."""

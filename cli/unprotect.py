@@ -34,22 +34,24 @@ async def unprotect(cli: Cli, volume: str, purge: bool, seconds: float) -> None:
             return {"volume": volume, "purged": event.purged}
         return None
 
-    target = await _recovery(cli, volume) if purge else ""
+    target = await _kept(cli, volume) if purge else ""
     async with connect(cli, seconds) as client:
         command = client.new(cmd.Unprotect, volume=volume, purge=purge)
         answer = await client.ask(command, ended, f"unprotect of volume {volume}")
     document = answer.fields | ({"already": True} if answer.already else {})
     text = f"journal and recovery volume {'deleted' if document['purged'] else 'kept'}"
-    if document["purged"] and target and not is_ours_to_delete(target):
+    if document["purged"] and target:
         document["kept"] = target
         text = f"journal deleted; what is on {target} was left there"
     cli.emit(document, f"{volume}: not protected any more, {text}")
 
 
-async def _recovery(cli: Cli, volume: str) -> str:
-    """The recovery volume as the hub knows it; empty if it does not."""
+async def _kept(cli: Cli, volume: str) -> str:
+    """What a purge keeps: a device, an export, or a seed that was taken over; empty if it keeps nothing."""
     with contextlib.suppress(UnavailableError):
         catalogue, _ = await catalogue_of(read_endpoints(cli.state_dir))
         if volume in catalogue.volumes:
-            return catalogue.volumes[volume].path
+            found = catalogue.volumes[volume]
+            if not is_ours_to_delete(found.path) or found.path == found.seed:
+                return found.path
     return ""

@@ -28,7 +28,7 @@ def verify(catalogue: Catalogue, command: cmd.Verify, now: int) -> ev.Record:
     volume = protected_volume(catalogue, command.volume)
     undisturbed(catalogue, volume)
     running = catalogue.comparison_of(volume.name)
-    if running is not None:
+    if running is not None and not running.sync:
         if running.repair == command.repair:
             return fulfilled(catalogue, command, now, {"verify": running.name})
         raise ConflictError(
@@ -61,7 +61,7 @@ def verify(catalogue: Catalogue, command: cmd.Verify, now: int) -> ev.Record:
 def cancel(catalogue: Catalogue, command: cmd.CancelVerify, now: int) -> ev.Record:
     """End a verify. Raises NotFoundError: there is none of this id."""
     running = catalogue.comparisons.get(command.verify)
-    if running is None:
+    if running is None or running.sync:
         raise NotFoundError(f"no verify {command.verify}", hint="rephub status")
     if running.ended:
         return fulfilled(catalogue, command, now, {"verify": running.name})
@@ -117,6 +117,9 @@ def _impossible(catalogue: Catalogue, comparison: Comparison, now: int) -> Rephu
             f"capture of volume {name} ended while it was verified",
             hint=f"rephub wait {name} --state protected, then verify again",
         )
+    if comparison.sync:
+        # It has no deadline: a first copy has none either.
+        return None
     if volume.stopped:
         return UnavailableError(
             f"volume {name} stopped while it was verified: {volume.stopped}", hint="rephub status"

@@ -89,10 +89,10 @@ def _check_protect(command: cmd.Protect) -> None:
         )
     if not command.node:
         raise UsageError("no node is named", hint="--node takes a node name or a device of QEMU")
-    if command.seed is not None:
+    if command.seed is not None and not command.seed.startswith("/"):
         raise UsageError(
-            "a recovery volume cannot be pre-seeded yet",
-            hint="leave --seed out: the first sync copies the disk without its holes",
+            f"--seed {command.seed!r} is not an absolute path",
+            hint="diskboxes have their own working directory",
         )
 
 

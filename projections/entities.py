@@ -140,6 +140,8 @@ class Volume:
     """What a verify found; empty once repaired, found equal, or copied anew."""
     sync_mode: str = ""
     """Of the newest sync that began."""
+    seeded: bool = False
+    """The recovery volume holds a copy of the disk that was never compared: the first sync compares."""
     resync_id: str = ""
     """Event that asks for a new attachment and was not answered by FilterAttached."""
     start_id: str = ""
@@ -303,6 +305,9 @@ class Comparison:
     In each round the agent journals digests of some extents (`digesting`) and the diskbox compares them (`comparing`).
     Round 1 is of the whole volume, beside the guest. What seems to differ there may be a write on its way to the
     journal: round 2 looks at it exactly. With `repair` the agent copies what differs first in round 3.
+
+    The sync of mode "compare" is one as well (`sync`): one round of the whole volume, and the agent copies what is only suspected too
+    (`copying`), because a copy does no harm. A round that fails is begun anew, at last a full copy takes its place.
     """
 
     name: str
@@ -314,8 +319,10 @@ class Comparison:
     deadline_at: int
     """The hub gives up after this."""
     requested_at: int
+    sync: bool = False
+    """It is the sync of the epoch, not a verify."""
     state: str = "requested"
-    """requested, digesting, comparing, compared, completed, failed."""
+    """requested, digesting, comparing, copying (sync), compared (verify), completed, failed."""
     round: int = 1
     extents: list[list[int]] = field(default_factory=list)
     """What the round is about; empty: the whole volume."""
@@ -343,12 +350,12 @@ class Comparison:
     @property
     def exact(self) -> bool:
         """The round's digests hold at their offsets for sure: no write is on its way while they are made."""
-        return self.round > 1
+        return self.round > 1 and not self.sync
 
     @property
     def copies(self) -> bool:
         """The round begins with a copy of its extents."""
-        return self.round > 2
+        return self.round > 2 and not self.sync
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
 from rephub.core.units import format_bytes
+from rephub.projections import fold_sync
 from rephub.projections.entities import Comparison, message
 from rephub.projections.extent_lists import total
 from rephub.projections.fold_volume import known_volume, move
@@ -64,6 +65,9 @@ def _compared(catalogue: Catalogue, event: ev.ExtentsCompared) -> None:
     comparison = _comparison(catalogue, event.run, "comparing", round_=event.round)
     comparison.last_offset = max(comparison.last_offset, event.offset)
     differing = [[extent.start, extent.length] for extent in event.differing]
+    if comparison.sync:
+        comparison.extents, comparison.state = differing, "copying"
+        return
     if not comparison.exact:
         comparison.compared_bytes = event.compared_bytes
     elif not comparison.copies:
@@ -109,7 +113,11 @@ def sentence(comparison: Comparison) -> str:
 
 
 def _verify_failed(catalogue: Catalogue, event: ev.VerifyFailed) -> None:
-    comparison = _comparison(catalogue, event.verify, "requested", "digesting", "comparing", "compared")
+    states = ("requested", "digesting", "comparing", "copying", "compared")
+    comparison = _comparison(catalogue, event.verify, *states)
+    if comparison.sync:
+        fold_sync.failed(catalogue, comparison, event)
+        return
     comparison.state, comparison.reason = "failed", message(event.error)
     comparison.extents = []
     _prune(catalogue)

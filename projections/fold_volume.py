@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_checkpoints, states
+from rephub.projections import fold_checkpoints, fold_sync, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
 
@@ -114,6 +114,7 @@ def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreat
     if volume.placed_id and not volume.path:
         _recovery_volume_made_anew(volume, event)
     volume.path = event.path
+    volume.seeded = bool(event.seeded)
 
 
 def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) -> None:
@@ -154,9 +155,12 @@ def _sync_requested(catalogue: Catalogue, event: ev.SyncRequested) -> None:
 
 def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
-    if volume.state not in ("syncing", "resyncing"):
+    if event.mode == "compare":
+        # Also of a volume that stopped meanwhile: the agent waits for its comparison.
+        fold_sync.begin_sync(catalogue, volume, event)
+    elif volume.state not in ("syncing", "resyncing"):
         raise ConflictError(f"a volume that is {volume.state} does not sync")
-    volume.reason = f"{event.mode} sync"
+    volume.reason = volume.stopped or f"{event.mode} sync"
     volume.sync_mode = event.mode
 
 
@@ -166,9 +170,11 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
     if volume.needs_full and (volume.resync_id or not volume.path):
         raise ConflictError(f"the recovery volume of {event.volume} is newer than epoch {event.epoch}")
-    if volume.sync_mode == "full":
-        # Every byte was copied: what a verify found is gone.
+    if volume.sync_mode in ("full", "compare"):
+        # Every byte was copied, or found equal: what a verify found is gone.
         volume.differs = ""
+    volume.seeded = False
+    fold_sync.end_sync(catalogue, volume)
     if volume.stopped or volume.differs:
         move(volume, "synced_stopped", event.at, volume.stopped or volume.differs)
     else:

@@ -4,7 +4,8 @@ An *attachment* is a pair (epoch, attachment id). Only events of the current one
 older or foreign attachment wrote is fenced: ignored and counted. What must not be (wrong crc, a jump of `seq` or offset,
 an extent outside the volume, an epoch from the future) is poison: from that offset on nothing is accepted, points below it
 stay good. The way out is a **full** sync in a new epoch: the `SyncStarted(mode="full")` of an attachment that began after
-the poison clears it, and the gap that opened at the poison ends with that sync's `SyncCompleted`. A sync of mode "delta"
+the poison clears it, and the gap that opened at the poison ends with that sync's `SyncCompleted`. So does mode "compare": it says of
+every byte that it is copied, written meanwhile, or equal to the volume as this fold has it after the clearing. A sync of mode "delta"
 does not clear it, because it relies on all events before it.
 
 A gap runs from a valid `EpochStarted` up to, not including, the `SyncCompleted` of its attachment.
@@ -29,6 +30,9 @@ from rephub.schemas.journal import (
     Write,
     Zero,
 )
+
+ESTABLISHING = ("full", "compare")
+"""Modes of sync that rely on no event before them."""
 
 
 class Verdict(Enum):
@@ -230,7 +234,7 @@ class JournalFold:
 
     def _feed_poisoned(self, record: Record) -> Verdict:
         state = self.state
-        if isinstance(record, SyncStarted) and record.mode == "full" and state.answering:
+        if isinstance(record, SyncStarted) and record.mode in ESTABLISHING and state.answering:
             state.poison_offset, state.poison_reason, state.answering = None, "", False
             return Verdict.MARKER
         if isinstance(record, Resized):

@@ -119,9 +119,17 @@ def _agent_volume(catalogue: Catalogue, volume: Volume, now: int, source: str) -
     if catalogue.wants_sync(volume):
         fields = {"volume": name, "epoch": volume.epoch}
         began = head(ev.VolumeSyncStarted, volume.attachment_id, name, now, source)
+        run = catalogue.comparisons.get(volume.attachment_id)
+        if volume.seeded and run is None:
+            return [ev.VolumeSyncStarted(**began, **fields, mode="compare", total_bytes=volume.size_bytes)]
+        if volume.seeded and run is not None and run.state != "copying":
+            return []
+        if run is not None:
+            began = head(ev.VolumeSyncStarted, volume.attachment_id, f"{name}/full", now, source)
         ended = head(ev.VolumeSyncCompleted, volume.attachment_id, name, now, source)
+        begin = ev.VolumeSyncStarted(**began, **fields, mode="full", total_bytes=volume.size_bytes)
         return [
-            ev.VolumeSyncStarted(**began, **fields, mode="full", total_bytes=volume.size_bytes),
+            *([] if volume.seeded else [begin]),
             ev.VolumeSyncCompleted(**ended, **fields, offset=volume.epoch * 100),
         ]
     return []
@@ -167,6 +175,7 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
                     volume=volume.name,
                     diskbox=name,
                     path=volume.recovery or f"/boxes/{name}/{volume.name}",
+                    seeded=volume.seed is not None or None,
                     size_bytes=volume.size_bytes,
                     first_offset=volume.epoch * 100 + 1,
                 )

@@ -57,14 +57,15 @@ class CompareJobs:
             elif comparison.state == "requested":
                 # From here on its digests are known, whenever the agent begins.
                 box.comparer.begin(comparison.name)
-                self._jobs.once(("accept", comparison.name), functools.partial(self._accept, comparison))
+                key = ("accept", comparison.name, str(comparison.round))
+                self._jobs.once(key, functools.partial(self._accept, comparison, comparison.round))
             elif comparison.state == "comparing":
                 key = ("compare", comparison.name, str(comparison.round))
                 self._jobs.once(key, functools.partial(self._answer, comparison, comparison.round, box))
 
-    async def _accept(self, comparison: Comparison) -> None:
+    async def _accept(self, comparison: Comparison, round_: int) -> None:
         await self._facts.tell(
-            ev.ComparisonAccepted, comparison.event_id, comparison.name, comparison.command_id,
+            ev.ComparisonAccepted, comparison.event_id, f"{comparison.name}/{round_}", comparison.command_id,
             run=comparison.name, volume=comparison.volume, diskbox=self._diskbox,
         )  # fmt: skip
 
@@ -77,8 +78,10 @@ class CompareJobs:
             result = await comparer.result(name, round_, comparison.last_offset, comparison.digested_bytes)
         except RephubError as exc:
             if not comparison.ended:
+                # A sync goes on after it, and may fail again; a verify ends once, whoever says so.
+                subject = f"{name}/{round_}" if comparison.sync else name
                 await self._facts.tell(
-                    ev.VerifyFailed, cause_id, name, comparison.command_id,
+                    ev.VerifyFailed, cause_id, subject, comparison.command_id,
                     verify=name, volume=volume, error=exc.to_json(),
                 )  # fmt: skip
             return

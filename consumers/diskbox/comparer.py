@@ -31,8 +31,6 @@ BOX_COMPARES_MAX = 2
 STALL_SECONDS = 60.0
 """Nothing of a round was compared for so long: what is missing does not come."""
 
-_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
-
 log = logging.getLogger(__name__)
 
 
@@ -62,10 +60,12 @@ class Comparer:
 
     Args:
         projector: of the volume; it tells of digests from here on.
+        gate: of the diskbox, of BOX_COMPARES_MAX.
     """
 
-    def __init__(self, projector: Projector) -> None:
+    def __init__(self, projector: Projector, gate: asyncio.Semaphore) -> None:
         self._projector = projector
+        self._gate = gate
         self._rounds: dict[str, _Round] = {}
         """By run; those that are under way."""
         self._backlog: deque[tuple[int, Digest]] = deque()
@@ -94,7 +94,7 @@ class Comparer:
                 continue
             journal_offset, record = self._backlog[0]
             found = self._rounds.get(record.run)
-            if found is not None and found.error is None:
+            if found is not None and found.round == record.round and found.error is None:
                 await self._compare(found, journal_offset, record)
             if self._backlog and self._backlog[0][1] is record:
                 self._backlog.popleft()
@@ -120,7 +120,7 @@ class Comparer:
         before, stalled_at = (-1, -1), 0.0
         while True:
             found = self._round(run, round_)
-            if self._projector.head_offset >= last_offset and not self._waiting(run):
+            if self._projector.head_offset >= last_offset and not self._waiting(run, round_):
                 break
             now = (self._projector.head_offset, found.compared_bytes)
             if now != before:
@@ -147,19 +147,22 @@ class Comparer:
             raise UnavailableError(
                 f"comparison {run} of volume {self._projector.volume} is over", hint="verify again"
             )
-        if found.error is not None:
-            raise found.error
         if self._projector.stopped is not None:
             raise self._projector.stopped
-        return found if found.round == round_ else _Round(round_)
+        if found.round != round_:
+            return _Round(round_)
+        if found.error is not None:
+            raise found.error
+        return found
 
-    def _waiting(self, run: str) -> bool:
-        return any(item[1].run == run for item in self._backlog)
+    def _waiting(self, run: str, round_: int) -> bool:
+        return any(record.run == run and record.round == round_ for _, record in self._backlog)
 
     def _take(self, journal_offset: int, record: Digest) -> None:
         """A digest was read; in this loop turn nothing above its offset is applied."""
         found = self._rounds.get(record.run)
-        if found is None or record.round < found.round:
+        if found is None or record.round < found.round or self._projector.floor_offset > journal_offset:
+            # Of no interest; or read again after a restart, when it may be applied in part what comes after it.
             return
         if record.round > found.round:
             found = self._rounds[record.run] = _Round(record.round)
@@ -182,7 +185,7 @@ class Comparer:
     async def _compare(self, found: _Round, journal_offset: int, record: Digest) -> None:
         try:
             view = View(self._projector, journal_offset, None)
-            async with _gate:
+            async with self._gate:
                 differing = await _differing(view, record)
         except RequestError as exc:
             stopped = self._projector.stopped

@@ -39,6 +39,8 @@ class Position:
     """{"promotion", "offset"} once promoted; the data are exactly that point."""
     identity: str = ""
     """Of a block device, as far as the kernel knows one."""
+    taken_over: bool = False
+    """The file was the operator's seed: it is kept whatever happens."""
 
     @property
     def applied_offset(self) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rephub.consumers.diskbox.applier import CrashPoint, _go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
+from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
@@ -105,6 +106,7 @@ class Diskbox:
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
+        self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
         self.moves = Moves(
@@ -216,7 +218,7 @@ class Diskbox:
         return BoxVolume(
             name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
             on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
-            owns=self._ownership.owns,
+            owns=self._ownership.owns, compare_gate=self._compare_gate,
         )  # fmt: skip
 
     def _box(self, name: str) -> BoxVolume:
@@ -303,6 +305,7 @@ class Diskbox:
             ev.RecoveryVolumeCreated, volume.recovery_id, volume.name, volume.command_id,
             volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
             first_offset=position.applied_offset + 1,
+            seeded=wanted.seed is not None or None,
         )  # fmt: skip
 
     async def _open(self, volume: Volume) -> None:
@@ -437,5 +440,5 @@ def _wanted(volume: Volume) -> Wanted:
         volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.recovery_id, epoch=volume.epoch,
         epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume),
         reason=f"diskbox {volume.placed_from} was lost" if volume.placed_id else "initial sync",
-        taken_over=bool(volume.placed_id and volume.recovery),
+        inherited=bool(volume.placed_id and volume.recovery), seed=None if volume.placed_id else volume.seed,
     )  # fmt: skip

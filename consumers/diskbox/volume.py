@@ -12,12 +12,14 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rephub.consumers.diskbox import seeding
 from rephub.consumers.diskbox.applier import Applier, CrashPoint, _go_on
-from rephub.consumers.diskbox.comparer import Comparer
+from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX, Comparer
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.position import FILE, Position, load_position, save_position
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
@@ -25,7 +27,7 @@ from rephub.consumers.diskbox.recovery import check_free, create_raw_file, remov
 from rephub.consumers.diskbox.recovery_targets import check_target, open_recovery
 from rephub.core.errors import ConflictError, RephubError, StorageError, UnavailableError
 from rephub.core.journal.port import JournalReader, JournalStore
-from rephub.core.targets import is_ours_to_delete
+from rephub.core.targets import is_ours_to_delete, target_kind
 from rephub.projections.journal_fold import fresh_state
 from rephub.projections.window import History
 
@@ -56,8 +58,9 @@ class Wanted:
     history: History
     reason: str = "initial sync"
     """Of the gap until the first sync is complete."""
-    taken_over: bool = False
+    inherited: bool = False
     """`recovery` was that of a lost diskbox: what is on it is this volume's."""
+    seed: str | None = None
 
 
 class BoxVolume:
@@ -71,6 +74,7 @@ class BoxVolume:
         crash_point: see `applier.CRASH_POINTS`.
         pace_seconds: see `projector.PACE_SECONDS`.
         owns: asks the log whether the volume is still this diskbox's; see `ownership.py`.
+        compare_gate: how much is compared at once, of the whole diskbox.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class BoxVolume:
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
         owns: Owns = always,
+        compare_gate: asyncio.Semaphore | None = None,
     ) -> None:
         self.name = name
         self._owns = owns
@@ -92,6 +97,7 @@ class BoxVolume:
         self._on_stopped, self._on_resumed = on_stopped, on_resumed
         self._crash_point = crash_point
         self._pace_seconds = pace_seconds
+        self._compare_gate = compare_gate or asyncio.Semaphore(BOX_COMPARES_MAX)
         self.position: Position | None = None
         self.projector: Projector | None = None
         self.comparer: Comparer | None = None
@@ -104,8 +110,8 @@ class BoxVolume:
         """Make the recovery volume, or take over the one that is there for a new protection.
 
         Raises:
-            ConflictError: somebody else's data are in its place, or it does not do; nothing was changed.
-            NotFoundError: there is no such device.
+            ConflictError: somebody else's data are in its place, or it or the seed does not do; nothing was changed.
+            NotFoundError: there is no such device, or no such seed.
             UsageError: a bad URI.
             StorageError: the disk refuses; nothing half-made is left.
             UnavailableError: the journal cannot be asked; try again.
@@ -114,7 +120,8 @@ class BoxVolume:
         if old is not None and old.ready and old.start_id == wanted.start_id:
             return old
         path = wanted.recovery or str(self.directory / "data.raw")
-        ours = wanted.taken_over or (old is not None and old.path == path)
+        ours = wanted.inherited or (old is not None and old.path == path)
+        seed = await self._seed(wanted, path)
         identity = await check_target(path, wanted.size_bytes, ours=ours)
         if (
             ours and old is not None and old.identity not in ("", identity)
@@ -127,7 +134,14 @@ class BoxVolume:
             last_offset, wanted.size_bytes, epoch=epoch, joining=joining, reason=wanted.reason
         )
         position = Position(wanted.volume, path, wanted.start_id, state, last_offset, identity=identity)
-        position = await asyncio.to_thread(_make_files, self.directory, position, wanted.size_bytes, old)
+        if seed is not None and seeding.is_same(seed, Path(path)):
+            position = replace(position, taken_over=True)
+        making = _Making(self.directory, wanted.size_bytes, old, seed)
+        try:
+            position = await asyncio.to_thread(making.make, position)
+        finally:
+            # The daemon ends: a thread that copies a large seed must not keep it.
+            making.stopped.set()
         log.info(
             "volume=%s recovery_volume=%s size=%d first_offset=%d",
             self.name,
@@ -136,6 +150,20 @@ class BoxVolume:
             last_offset + 1,
         )
         return position
+
+    async def _seed(self, wanted: Wanted, path: str) -> Path | None:
+        """The seed, if there is one and it does. Raises: as `make`."""
+        if wanted.seed is None:
+            return None
+        if target_kind(path) != "file":
+            raise ConflictError(
+                f"a seed cannot be copied to {path}: only to a recovery volume that is a file",
+                hint="leave --seed out, or name a file with --recovery",
+                path=path,
+            )
+        seed = Path(wanted.seed)
+        await asyncio.to_thread(seeding.check_seed, seed, wanted.size_bytes)
+        return seed
 
     async def _journal_end(self) -> int:
         reader = self._store.reader(self.name)
@@ -179,7 +207,7 @@ class BoxVolume:
             on_stopped=lambda offset, error: self._on_stopped(self.name, offset, error),
             on_resumed=lambda offset: self._on_resumed(self.name, offset),
         )  # fmt: skip
-        self.comparer = Comparer(self.projector)
+        self.comparer = Comparer(self.projector, self._compare_gate)
 
     def start(self) -> list[asyncio.Task[None]]:
         """Let the projector run; pins of before must be set by now. Returns the tasks, to be watched."""
@@ -262,7 +290,24 @@ class BoxVolume:
         self.position = None
 
 
-def _make_files(directory: Path, position: Position, size_bytes: int, old: Position | None) -> Position:
+@dataclass(slots=True)
+class _Making:
+    """What a new recovery volume is made of; `make` is blocking."""
+
+    directory: Path
+    size_bytes: int
+    old: Position | None
+    """What was there of an earlier protection."""
+    seed: Path | None
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def make(self, position: Position) -> Position:
+        """Position and file; all or nothing. Raises: as `BoxVolume.make`."""
+        return _make_files(self, position)
+
+
+def _make_files(making: _Making, position: Position) -> Position:
+    directory, size_bytes, old = making.directory, making.size_bytes, making.old
     if not is_ours_to_delete(position.path):
         with storage_errors("create", directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -273,14 +318,18 @@ def _make_files(directory: Path, position: Position, size_bytes: int, old: Posit
     if not path.is_absolute():
         raise ConflictError(f"the recovery path {path} is not absolute", path=str(path))
     ours = old is not None and old.path == position.path
-    if not ours:
+    if not ours and not position.taken_over:
         check_free(path)
     existed, directory_existed = path.exists(), directory.exists()
     try:
         with storage_errors("create", directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         save_position(directory, position)
-        if ours and existed:
+        if position.taken_over:
+            log.info("volume=%s seed=taken_over path=%s", position.volume, path)
+        elif making.seed is not None:
+            seeding.copy_seed(making.seed, path, making.stopped)
+        elif ours and existed:
             with storage_errors("resize", path):
                 os.truncate(path, size_bytes)
         else:
@@ -288,7 +337,7 @@ def _make_files(directory: Path, position: Position, size_bytes: int, old: Posit
         position = replace(position, ready=True)
         save_position(directory, position)
     except RephubError:
-        if not ours:
+        if not ours and not position.taken_over:
             remove_raw_file(path, existed=existed)
         if not directory_existed:
             shutil.rmtree(directory, ignore_errors=True)
@@ -305,7 +354,7 @@ def _release_files(directory: Path, position: Position, purge: bool) -> None:
     if not purge:
         save_position(directory, replace(position, retired=True))
         return
-    if is_ours_to_delete(position.path):
+    if is_ours_to_delete(position.path) and not position.taken_over:
         path = Path(position.path)
         with storage_errors("delete", path):
             path.unlink(missing_ok=True)

@@ -662,6 +662,7 @@ class RecoveryVolumeCreated:
     path: str
     size_bytes: int
     first_offset: int | None = None
+    seeded: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

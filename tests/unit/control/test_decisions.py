@@ -158,8 +158,8 @@ class TestProtect:
         error = failure(world.done(world.protect_command(qmp="/none")), ev.ProtectFailed)
         assert (type(error), error.message) == (NotFoundError, "no monitor at /none")
 
-    def test_a_seed_is_refused_not_ignored(self, world: World) -> None:
-        assert isinstance(world.rejected(world.protect_command(seed="/copy.raw")), UsageError)
+    def test_a_seed_has_an_absolute_path(self, world: World) -> None:
+        assert isinstance(world.rejected(world.protect_command(seed="copy.raw")), UsageError)
 
     def test_no_agent(self) -> None:
         assert isinstance((w := World(agents=())).rejected(w.protect_command()), UnavailableError)

@@ -73,6 +73,8 @@ def busy_world() -> World:
     world.send(world.command(cmd.MoveVolumes, volume="v5", group=None, diskbox=None))
     world.done(world.command(cmd.CancelMove, volume="v5", group=None))
     world.done(world.command(cmd.DrainDiskbox, diskbox="diskbox2", drain=True))
+    world.done(world.command(cmd.Unprotect, volume="v5", purge=True))
+    world.protected("v6", node="n2", seed="/copy.raw")
     return world
 
 

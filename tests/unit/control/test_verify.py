@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,6 +207,70 @@ def test_the_deadline_names_who_is_late(world: World) -> None:
     error = from_json(event.error)
     assert isinstance(error, DeadlineError)
     assert "agent a1" in error.message
+
+
+def seeding(world: World) -> Comparison:
+    """A volume whose first sync compares, accepted by the diskbox."""
+    world.send(world.protect_command(seed="/copy.raw"))
+    while not (run := world.catalogue.comparison_of("v1")) or run.state != "digesting":
+        world.append(world.due()[0])
+    assert run.sync
+    assert world.catalogue.volumes["v1"].seeded
+    return run
+
+
+def test_a_seed_is_compared_and_only_what_differs_is_copied() -> None:
+    world = World()
+    run = seeding(world)
+    assert "is syncing" in world.rejected(world.command(cmd.Verify, volume="v1", repair=False)).message
+    assert isinstance(world.rejected(world.command(cmd.CancelVerify, verify=run.name)), NotFoundError)
+    answer(world, run, (MIB, 65536))
+    assert (run.state, run.extents) == ("copying", [[MIB, 65536]])
+    events = world.settle()
+    assert [type(event).__name__ for event in events] == ["VolumeSyncCompleted"]
+    volume = world.catalogue.volumes["v1"]
+    assert (volume.state, volume.seeded, run.state) == ("protected", False, "completed")
+    # The next sync is a full one.
+    world.append(lost(volume, world.now))
+    modes = [event.mode for event in world.settle() if isinstance(event, ev.VolumeSyncStarted)]
+    assert modes == ["full"]
+
+
+def broken(run: Comparison, number: int) -> ev.VerifyFailed:
+    """The diskbox's word that a round cannot be answered."""
+    return ev.VerifyFailed(
+        id=f"broken-{number}", at=1, source="diskbox/d1", hub_epoch=0, cause_id=run.event_id, verify=run.name,
+        volume=run.volume, error=UnavailableError("restarted").to_json(),
+    )  # fmt: skip
+
+
+def test_a_seed_that_cannot_be_compared_is_compared_anew_and_at_last_copied() -> None:
+    world = World()
+    run = seeding(world)
+    for number in (1, 2):
+        world.append(digested(run, world.now))
+        assert world.append(broken(run, number))
+        assert (run.state, run.round, run.extents) == ("requested", number + 1, [])
+        (accepted,) = [due for due in world.due() if isinstance(due, ev.ComparisonAccepted)]
+        assert world.append(replace(accepted, id=f"accept-{number}"))
+    assert world.append(broken(run, 3))
+    assert run.ended
+    modes = [event.mode for event in world.settle() if isinstance(event, ev.VolumeSyncStarted)]
+    assert modes == ["full"]
+    assert world.catalogue.volumes["v1"].state == "protected"
+
+
+def test_a_seed_is_compared_in_the_next_epoch_if_capture_is_lost() -> None:
+    world = World()
+    run = seeding(world)
+    answer(world, run, (MIB, 65536))
+    volume = world.catalogue.volumes["v1"]
+    world.append(lost(volume, world.now))
+    events = world.settle()
+    assert run.state == "failed"
+    assert [event.mode for event in events if isinstance(event, ev.VolumeSyncStarted)] == ["compare"]
+    assert volume.state == "protected"
+    assert state_of(replay(world.log)) == state_of(world.catalogue)
 
 
 EXTENTS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 20)), max_size=30)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from journal_model import JournalModel
-from rephub.consumers.diskbox import comparer as module
 from rephub.consumers.diskbox.comparer import Comparer
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.volume import BoxVolume, Wanted
@@ -128,13 +127,11 @@ async def test_changed_bytes_are_named_by_chunk(tmp_path: Path, model: JournalMo
     await site.box.close()
 
 
-async def test_a_backlog_holds_the_floor_and_no_more(
-    tmp_path: Path, model: JournalModel, monkeypatch
-) -> None:
+async def test_a_backlog_holds_the_floor_and_no_more(tmp_path: Path, model: JournalModel) -> None:
     site = Site(tmp_path, model)
     gate = asyncio.Semaphore(0)
-    monkeypatch.setattr(module, "_gate", gate)
     projector, comparer = await site.start("run")
+    comparer._gate = gate
     first = site.digest(0, 4096)
     for _ in range(50):
         model.put(j.Checkpoint, checkpoint="c", group="g", kind="crash", periodic=True, step=1_000_000)

@@ -122,8 +122,8 @@ def test_a_foreign_sync_ends_no_gap() -> None:
     assert folded.state.gap_first_offset is None
 
 
-@pytest.mark.parametrize(("mode", "cleared"), [("full", True), ("delta", False)])
-def test_only_a_full_sync_in_a_new_epoch_clears_poison(mode, cleared) -> None:
+@pytest.mark.parametrize(("mode", "cleared"), [("full", True), ("compare", True), ("delta", False)])
+def test_only_a_sync_of_every_byte_in_a_new_epoch_clears_poison(mode, cleared) -> None:
     folded, verdicts = fold(
         *BEGIN, write(1, A, 9), sync_started(1, A, 3), epoch_started(2, B), write(2, B, 1), sync_started(2, B, 2, mode), write(2, B, 3),
         sync_completed(2, B, 4), write(2, B, 5),
