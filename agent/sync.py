@@ -1,7 +1,8 @@
 """Reads a volume from QEMU and publishes it into the volume's own journal, behind the live writes.
 
-Per window: ask what is allocated; holes become Zero at once, data are read in chunks, a few at a time. Every read is
-registered with the queue before it is issued, so that bytes written meanwhile are masked out of it (`queue.py`).
+All of it (`full`), or only extents that may differ from what the journal holds (`delta`). Per window: ask what is
+allocated; holes become Zero at once, data are read in chunks, a few at a time. Every read is registered with the queue
+before it is issued, so that bytes written meanwhile are masked out of it (`queue.py`).
 
 Correct because the mirror filter writes the source first and sends to us after: a write that reached the queue before
 the read was issued was on the disk by then, so the read sees it; one that reaches the queue between issue and enqueue
@@ -11,12 +12,13 @@ is masked; one that comes later stands later in the journal.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from rephub.agent.dirty import DirtyRegions
-from rephub.agent.extents import Extent, split
+from rephub.agent.extents import Extent, intersect, split
 from rephub.agent.queue import EventQueue, Kind, SyncRead
 from rephub.core.errors import ProtocolError
 
@@ -89,12 +91,25 @@ class Pace:
         return max(BACKLOG_BYTES_MAX, guest // GUEST_SHARE)
 
 
+def windows(extents: Iterable[Extent]) -> list[tuple[int, list[Extent]]]:
+    """The extents by window: (its number, what lies in it), both ascending.
+
+    Args:
+        extents: ascending, disjoint.
+    """
+    pieces = (piece for extent in extents for piece in split(*extent, WINDOW_BYTES))
+    grouped = itertools.groupby(pieces, key=lambda piece: piece[0] // WINDOW_BYTES)
+    return [(number, list(inside)) for number, inside in grouped]
+
+
 class Sync:
-    """One full sync of one attachment.
+    """One sync of one attachment.
 
     Args:
         source: where to read.
         size_bytes: of the volume.
+        extents: what to copy, ascending, disjoint, inside the volume: the journal has the rest of the volume as it is
+            now. None: everything.
         queue: where events go.
         dirty: regions; synced ones are settled.
         pace: decides when to go on.
@@ -105,6 +120,7 @@ class Sync:
         self,
         source: Source,
         size_bytes: int,
+        extents: Sequence[Extent] | None = None,
         *,
         queue: EventQueue,
         dirty: DirtyRegions,
@@ -117,7 +133,11 @@ class Sync:
         self._pace = pace
         self._wake = wake
         self._started_at = time.monotonic()
-        self.total_bytes = size_bytes
+        self._size_bytes = size_bytes
+        self._extents = extents
+        self.mode = "full" if extents is None else "delta"
+        self.total_bytes = size_bytes if extents is None else sum(length for _, length in extents)
+        """Bytes to copy."""
         self.done_bytes = 0
 
     @property
@@ -129,7 +149,7 @@ class Sync:
         return round(spent / self.done_bytes * (self.total_bytes - self.done_bytes), 1)
 
     async def run(self) -> int:
-        """Copy everything.
+        """Copy what is to be copied.
 
         Returns:
             Journal offset of `SyncCompleted`, which is acked, and with it all before it.
@@ -137,13 +157,18 @@ class Sync:
         Raises:
             ProtocolError, UnavailableError, RequestError: the source cannot be read; the attachment is of no use.
         """
-        self._mark(Kind.SYNC_STARTED, mode="full", total_bytes=self.total_bytes)
-        for start, length in split(0, self.total_bytes, WINDOW_BYTES):
-            await self._window(start, length)
+        self._mark(Kind.SYNC_STARTED, mode=self.mode, total_bytes=self.total_bytes)
+        everything = [(0, self._size_bytes)] if self._size_bytes else []
+        extents = everything if self._extents is None else self._extents
+        self._dirty.limit_unsynced(extents)
+        for number, inside in windows(extents):
+            await self._window(inside)
+            self._dirty.synced(number * WINDOW_BYTES, WINDOW_BYTES)
+            self.done_bytes += sum(length for _, length in inside)
         return await self._mark(Kind.SYNC_COMPLETED, total_bytes=self.total_bytes)
 
-    async def _window(self, start: int, length: int) -> None:
-        data = await self._holes(start, length)
+    async def _window(self, inside: list[Extent]) -> None:
+        data = await self._holes(inside)
         chunks = [chunk for extent in data for chunk in split(*extent, CHUNK_BYTES)]
         gate = asyncio.Semaphore(READS_IN_FLIGHT_MAX)
         try:
@@ -154,13 +179,11 @@ class Sync:
                     tasks.create_task(self._chunk(*chunk, gate))
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
-        self._dirty.synced(start, length)
-        self.done_bytes = start + length
 
-    async def _holes(self, start: int, length: int) -> list[Extent]:
-        """Journal the window's holes; returns the extents that must be read, neighbours joined."""
+    async def _holes(self, inside: list[Extent]) -> list[Extent]:
+        """Journal the holes in a window's extents; returns what must be read, neighbours joined."""
         data: list[Extent] = []
-        at, end = start, start + length
+        at, end = inside[0][0], inside[-1][0] + inside[-1][1]
         while at < end:
             read = self._queue.open_read(at, end - at)
             try:
@@ -169,14 +192,15 @@ class Sync:
                     raise ProtocolError("block status covers nothing")
                 now = time.time_ns() // 1000
                 for size, flags in statuses:
-                    size = min(size, end - at)  # noqa: PLW2901 - the last extent may reach beyond the window
-                    if flags & STATE_ZERO:
-                        self._zero(now, read, at, size, unmap=bool(flags & STATE_HOLE))
-                    elif data and data[-1][0] + data[-1][1] == at:
-                        data[-1] = (data[-1][0], data[-1][1] + size)
-                    elif size:
-                        data.append((at, size))
-                    at += size
+                    # The last extent may reach beyond the window.
+                    for start, length in intersect(inside, at, min(size, end - at)):
+                        if flags & STATE_ZERO:
+                            self._zero(now, read, start, length, unmap=bool(flags & STATE_HOLE))
+                        elif data and data[-1][0] + data[-1][1] == start:
+                            data[-1] = (data[-1][0], data[-1][1] + length)
+                        else:
+                            data.append((start, length))
+                    at = min(at + size, end)
             finally:
                 self._queue.close_read(read)
         return data
