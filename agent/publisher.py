@@ -54,6 +54,7 @@ class Encoder:
             Kind.SYNC_STARTED: journal.SyncStarted,
             Kind.SYNC_COMPLETED: journal.SyncCompleted,
             Kind.CHECKPOINT: journal.Checkpoint,
+            Kind.RESIZED: journal.Resized,
         }[kind]
         header = {
             "crc32c": NO_CRC,

@@ -32,6 +32,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "protect": ("rephub.cli.protect:protect", "Protect a disk of a running QEMU."),
     "unprotect": ("rephub.cli.unprotect:unprotect", "End the protection of a volume."),
     "resync": ("rephub.cli.resync:resync", "Attach a volume anew and copy what differs."),
+    "pause": ("rephub.cli.pause:pause", "Let go of a volume, to resize or back up its disk."),
+    "resume": ("rephub.cli.pause:resume", "Capture a paused volume again, and copy what was written."),
     "wait": ("rephub.cli.wait:wait", "Wait until a volume is in a state."),
     "status": ("rephub.cli.status:status", "Say how well every volume is protected."),
     "timeline": ("rephub.cli.timeline:timeline", "List the points in time that can be opened."),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_points, decide_volume
+from rephub.projections import decide_pause, decide_points, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -23,6 +23,8 @@ __all__ = ["decide", "pending"]
 _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.Unprotect: decide_volume.unprotect,
     cmd.Resync: decide_volume.resync,
+    cmd.Pause: decide_pause.pause,
+    cmd.Resume: decide_pause.resume,
     cmd.CreateCheckpoint: decide_points.create_checkpoint,
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,

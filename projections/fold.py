@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_points, fold_volume
+from rephub.projections import fold_pause, fold_points, fold_volume
 from rephub.projections.entities import Agent, Diskbox, DiskboxRequest, PendingProtect
 from rephub.schemas import events as ev
 
@@ -137,5 +137,6 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.VmAnnounced: _vm_announced,
     ev.VmProbeFailed: _vm_probe_failed,
     **fold_volume.FOLDS,
+    **fold_pause.FOLDS,
     **fold_points.FOLDS,
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
+from rephub.core.units import rfc3339
 from rephub.projections import fold_points, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
@@ -125,7 +126,8 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     volume.attachment_id = event.attachment_id
     volume.epoch_offset = event.offset
     volume.attached = volume.attached_before = True
-    volume.resync_id = ""
+    volume.resync_id = volume.resume_id = ""
+    volume.paused_at = 0
     volume.detached = False
     promotion = catalogue.promotions.get(volume.promotion)
     if promotion is not None and volume.name in promotion.detached:
@@ -143,7 +145,7 @@ def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
     if volume.state not in ("syncing", "resyncing"):
         raise ConflictError(f"a volume that is {volume.state} does not sync")
-    volume.reason = f"{event.mode} sync"
+    volume.reason = f"{event.mode} sync" + (f": {event.reason}" if event.reason else "")
 
 
 def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None:
@@ -155,6 +157,7 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
     else:
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
+    volume.bitmap = {}
 
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
@@ -173,7 +176,7 @@ def _capture_detached(catalogue: Catalogue, event: ev.CaptureDetached) -> None:
         _current(catalogue, event.volume, event.epoch)
         reason = "detached for promote" if promotion else "detached"
         move(volume, "detached", event.at, volume.stopped or reason)
-    volume.attached = False
+    volume.attached, volume.bitmap = False, {}
     if volume.unprotect_id:
         volume.detached = True
     if promotion is not None and volume.name not in promotion.detached:
@@ -185,6 +188,7 @@ def _resync_requested(catalogue: Catalogue, event: ev.ResyncRequested) -> None:
     if not volume.live or not states.may(volume.state, "attached"):
         raise ConflictError(f"a volume that is {volume.state} cannot become resyncing")
     volume.resync_id = event.id
+    volume.bitmap = {}
     volume.command_id = event.command_id or ""
 
 
@@ -197,7 +201,9 @@ def _volume_stopped(catalogue: Catalogue, event: ev.VolumeStopped) -> None:
 
 def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     volume = known_volume(catalogue, event.volume)
-    if not volume.attached:
+    if volume.paused_at:
+        move(volume, "resumed_paused", event.at, f"paused since {rfc3339(volume.paused_at)}")
+    elif not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
     elif volume.synced_epoch == volume.epoch:
         move(volume, "resumed_synced", event.at, "")
@@ -214,6 +220,7 @@ def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> 
     volume.purge = event.purge
     volume.detached = not volume.live
     volume.released = False
+    volume.pause_id = volume.resume_id = ""
     volume.command_id = event.command_id or ""
     if volume.live:
         volume.reason = "unprotect under way"
@@ -234,6 +241,7 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
     volume.retired, volume.attached = True, False
     volume.path = volume.path or volume.previous_path
     volume.unprotect_id = volume.resync_id = volume.stopped = ""
+    volume.paused_at, volume.bitmap = 0, {}
     volume.detached = volume.released = False
     if event.purged:
         volume.purged = True

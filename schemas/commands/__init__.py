@@ -21,6 +21,17 @@ class CreateCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Let go of the volume and remember what is written meanwhile."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promote:
     """Make a point permanent."""
 
@@ -54,6 +65,17 @@ class Protect:
     history_bytes: int
     recovery: str | None = None
     seed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Capture the volume again and copy what was written meanwhile."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,5 +129,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect,)
+Record = CreateCheckpoint | Pause | Promote | Protect | Resume | Resync | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, Pause, Promote, Protect, Resume, Resync, StartFot, StopFot, Unprotect,)

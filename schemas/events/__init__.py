@@ -335,6 +335,34 @@ class HubStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PauseFailed:
+    """The volume was not paused; it is protected as before, or in a gap."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseRequested:
+    """The hub asks the agent to let go, and QEMU to remember what is written."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    deadline_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteFailed:
     """PromoteFailed"""
 
@@ -494,6 +522,19 @@ class RecoveryVolumeReleased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequested:
+    """The hub asks the agent to attach a paused volume."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResyncRequested:
     """The hub asks the agent to attach anew."""
 
@@ -632,6 +673,39 @@ class VmProbeRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumePaused:
+    """Capture is off, everything captured is in the journal, and a dirty bitmap in QEMU records since before."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+    offset: int
+    bitmap: str
+    persistent: bool
+    image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeResized:
+    """The protected volume has another size than before, from an epoch on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    epoch: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeResumed:
     """The projector goes on."""
 
@@ -688,7 +762,8 @@ class VolumeSyncStarted:
     epoch: int
     mode: str
     total_bytes: int
+    reason: str | None = None
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PauseFailed | PauseRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PauseFailed, PauseRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
