@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,21 @@ async def test_resume_copies_what_was_written_and_follows_a_new_size(
     assert (started.mode, started.total_bytes) == ("full", 16 * MIB)
     assert "dirty bitmap is missing" in str(started.reason)
     assert "dirty bitmap is missing" in site.reason()
+    await site.same()
+
+
+async def test_no_write_is_missed_while_the_guest_goes_on(
+    rig: Rig, daemons: Callable[..., StorageDaemon]
+) -> None:
+    site = Site(rig, daemons())
+    await site.protect()
+    load = Load(site.qsd.uri())
+    load.send("numbered", depth=16, count=12_000, first=1, sectors=SIZE // 512, seed=1)
+    for _ in range(3):
+        assert isinstance(await site.pause(), ev.VolumePaused)
+        await site.resume()
+    assert len((await asyncio.to_thread(load.receive))["requests"]) == 12_000
+    load.close()
     await site.same()
 
 
