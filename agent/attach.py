@@ -204,7 +204,7 @@ async def clean(vm: Vm, node: str, keep: Names | None = None) -> list[str]:
             await end_job(vm, job["device"], force=True)
             removed.append(job["device"])
     for item in await vm.execute("query-named-block-nodes", {"flat": True}):
-        if stale(item["node-name"]) and item["drv"] == "nbd":
+        if stale(item["node-name"]) and item["drv"] in ("nbd", "null-co"):
             await delete_node(vm, item["node-name"])
             removed.append(item["node-name"])
     if removed:
@@ -216,6 +216,12 @@ async def job_alive(vm: Vm, job: str) -> bool:
     """Whether the mirror is there and ready."""
     found = find(await vm.execute("query-block-jobs"), "device", job)
     return found is not None and found["status"] == "ready"
+
+
+async def check_job(vm: Vm, job: str) -> None:
+    """Raise UnavailableError unless the mirror is there and ready."""
+    if not await job_alive(vm, job):
+        raise UnavailableError(f"block job {job} is gone", hint="rephub status says what becomes of capture")
 
 
 async def end_job(vm: Vm, job: str, *, force: bool = False) -> None:

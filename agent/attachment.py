@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rephub.agent import overload
+from rephub.agent import delta, overload
 from rephub.agent.capture import AckPolicy, Capture, export_info
 from rephub.agent.comparing import Comparing
 from rephub.agent.dirty import DirtyRegions
@@ -28,6 +28,7 @@ from rephub.core.config import AgentSettings
 from rephub.core.errors import ConflictError, RephubError, UnavailableError
 from rephub.core.journal.port import JournalStore, JournalWriter
 from rephub.core.nbd.client import NbdClient
+from rephub.core.nbd.constants import BASE_ALLOCATION
 from rephub.core.nbd.server import NbdServer
 
 DRAIN_SECONDS = 12.0
@@ -55,6 +56,8 @@ class AttachmentSpec:
     socket: str
     """Path on which QEMU is to connect, once."""
     export: str
+    resized: bool = False
+    """The volume had another size before this epoch."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -103,6 +106,8 @@ class Attachment:
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None
         self._told_seq = 0
+        if spec.resized:
+            self.queue.mark(Kind.RESIZED, time.time_ns() // 1000, size_bytes=spec.size_bytes)
         bitmap = bitmaps.bitmap(spec.volume, spec.epoch)
         self._marks = Marks(spec.volume, bitmap, self.dirty, self._marked)
         self.capture = Capture(
@@ -150,22 +155,44 @@ class Attachment:
         self._start(self._marks.run())
         self._start(self._tick())
 
-    def start_sync(self, server: dict[str, Any], export: str, done: Callable[[int], None]) -> None:
-        """Begin a full sync; `done` gets the offset of `SyncCompleted` once that is acked.
+    async def start_sync(
+        self,
+        server: dict[str, Any],
+        export: str,
+        done: Callable[[int], None],
+        bitmaps: tuple[str, str] | None = None,
+    ) -> Sync:
+        """Begin a sync; `done` gets the offset of `SyncCompleted` once that is acked.
 
         Args:
             server: where QEMU's NBD server is: `path`, or `host` and `port`.
             export: name of the volume's read-only export there.
             done: called in the event loop.
+            bitmaps: record and guard that say what may differ (see `bitmaps.py`); None: everything is copied. Everything
+                is copied as well if the server does not show them.
 
         Raises:
-            ConflictError: a sync was begun already.
+            ConflictError: a sync was begun already, or the size is not what it was at the attach.
             UnavailableError: capture is lost.
+            RephubError: the source cannot be read; capture is lost by that.
         """
         self._check_open()
         if self._sync or self.synced_offset is not None:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
-        self._start(self._run_sync(server, export, done))
+        try:
+            contexts = [delta.context_of(name) for name in bitmaps or ()]
+            client = await NbdClient.connect(**server, export=export, contexts=(BASE_ALLOCATION, *contexts))
+            try:
+                sync = await self._new_sync(client, bitmaps)
+            except BaseException:
+                await client.close()
+                raise
+        except RephubError as exc:
+            self._fail(exc)
+            raise
+        self._sync = sync
+        self._start(self._run_sync(sync, client, done))
+        return sync
 
     def set_pace(self, *, running: bool, bytes_per_second: int | None) -> None:
         """Let sync stand still or go on, and hold a rate; also before it begins."""
@@ -248,23 +275,27 @@ class Attachment:
             "marks_away": self._marks.away,
         }
 
-    async def _run_sync(self, server: dict[str, Any], export: str, done: Callable[[int], None]) -> None:
-        client = await NbdClient.connect(**server, export=export)
-        try:
-            if client.size_bytes != self.spec.size_bytes:
-                raise ConflictError(
-                    f"volume {self.spec.volume} has {client.size_bytes} bytes and not {self.spec.size_bytes}",
-                    hint="its size changed while it was attached; it is attached anew",
-                )
-            self._sync = Sync(
-                client,
-                self.spec.size_bytes,
-                queue=self.queue,
-                dirty=self.dirty,
-                pace=self._pace,
-                wake=self._wake,
+    async def _new_sync(self, client: NbdClient, bitmaps: tuple[str, str] | None) -> Sync:
+        size_bytes = self.spec.size_bytes
+        if client.size_bytes != size_bytes:
+            raise ConflictError(
+                f"volume {self.spec.volume} has {client.size_bytes} bytes and not {size_bytes}",
+                hint="its size changed while it was attached; it is attached anew",
             )
-            self.synced_offset = await self._sync.run()
+        extents = await delta.to_copy(client, *bitmaps, size_bytes) if bitmaps else None
+        return Sync(
+            client,
+            size_bytes,
+            extents,
+            queue=self.queue,
+            dirty=self.dirty,
+            pace=self._pace,
+            wake=self._wake,
+        )
+
+    async def _run_sync(self, sync: Sync, client: NbdClient, done: Callable[[int], None]) -> None:
+        try:
+            self.synced_offset = await sync.run()
         finally:
             await client.close()
         done(self.synced_offset)

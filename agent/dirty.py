@@ -105,6 +105,15 @@ class DirtyRegions:
                 self._quiet[region] = now
                 self._quiet.move_to_end(region)
 
+    def limit_unsynced(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Sync is to enqueue these extents and nothing else: the journal has all other regions as they are."""
+        wanted = bytearray(self.count)
+        for start, length in extents:
+            touched = regions(start, length)
+            wanted[touched.start : touched.stop] = b"\1" * len(touched)
+        self._unsynced = wanted
+        self._unsynced_count = wanted.count(1)
+
     def synced(self, start: int, length: int) -> None:
         """Sync has enqueued everything of the extent; whole regions inside it are no longer unsynced."""
         first = (start + REGION_BYTES - 1) // REGION_BYTES

@@ -102,6 +102,25 @@ async def current_epoch(reader: JournalReader, hints: list[Hint]) -> tuple[int, 
     return await scan(reader, known, first, head, joining=first > 0), head
 
 
+async def still_holds(journals: JournalStore, volume: str, hint: Hint) -> bool:
+    """Whether the journal still has all up to an event that was acked once.
+
+    What lies below its first record was applied before it was deleted. A broker that lost its tail ends before the event,
+    or has another one in its place.
+
+    Raises:
+        UnavailableError: no broker answers in time.
+    """
+    reader = journals.reader(volume)
+    try:
+        await reader.start()
+        if hint.offset < await reader.first_offset():
+            return True
+        return hint.offset < await reader.next_offset() and await _holds(reader, hint)
+    finally:
+        await reader.close()
+
+
 async def claim(
     journals: JournalStore, volume: str, hints: list[Hint], attachment_id: str, size_bytes: int, reason: str
 ) -> Claim:

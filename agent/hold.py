@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from rephub.agent import attach, discover, epochs, source
+from rephub.agent import attach, bitmaps, discover, epochs, source
 from rephub.agent.attachment import AttachmentSpec
 from rephub.agent.epochs import Hint
+from rephub.agent.ipc import Document
 from rephub.agent.parts import Parts
+from rephub.agent.pause_memory import PauseMemory
 from rephub.agent.plan import Held, Pace
 from rephub.agent.vm import Vm
 from rephub.agent.vms import User
@@ -25,14 +27,17 @@ from rephub.projections.catalogue import Volume
 OPEN_SECONDS = 25.0
 """The worker connects to Kafka, which has a deadline of its own below this."""
 
-SYNC_SECONDS = 10.0
-"""The worker only begins."""
+SYNC_SECONDS = 30.0
+"""The worker begins, and reads the bitmaps before: some 1,000 requests for 1 TiB."""
 
 DRAIN_SECONDS = 12.0
 """Acks of what is queued: a little more than a batch's own deadline."""
 
 CLOSE_SECONDS = 5.0
 """Beyond the drain."""
+
+END_SECONDS = 5.0
+"""QEMU's event about a job's end comes with its end."""
 
 JOB_ENDS = {
     "BLOCK_JOB_ERROR": "QEMU reports an error of the mirror",
@@ -67,7 +72,10 @@ class Hold:
         self._names = attach.names(volume.node, 0)
         self._server_path = source.own_path(parts.settings, volume.qmp)
         self._source: source.Source | None = None
+        self.memory = PauseMemory(volume)
         self.worker: WorkerProcess | None = None
+        self.reason = ""
+        """As it stands in the journal."""
 
     @classmethod
     async def take(cls, volume: Volume, parts: Parts, keeper: Keeper, hints: list[Hint], reason: str) -> Hold:
@@ -89,6 +97,7 @@ class Hold:
             async with parts.vms.changing(vm):
                 await hold._prepare(vm)
             # Kafka may take its time: QEMU is not held meanwhile.
+            await hold.memory.check_journal(parts.journals)
             await hold._claim(hints, reason)
             async with parts.vms.changing(vm):
                 await hold._attach(vm)
@@ -101,8 +110,11 @@ class Hold:
             raise
         return hold
 
-    async def begin_sync(self) -> None:
-        """Start a full sync in the worker; the keeper hears of its end.
+    async def begin_sync(self) -> tuple[str, int]:
+        """Start the sync in the worker; the keeper hears of its end.
+
+        Returns:
+            Its mode, and how many bytes it copies.
 
         Raises:
             RephubError: it did not start.
@@ -110,21 +122,23 @@ class Hold:
         assert self.worker is not None
         assert self._source is not None
         self.held.sync_begun = True
-        address = self._source.address
+        own = self.memory.bitmaps
         try:
-            await self.worker.call(
+            answer = await self.worker.call(
                 "sync",
                 SYNC_SECONDS,
                 volume=self.volume.name,
                 epoch=self.held.epoch,
-                path=address.path,
-                host=address.host,
-                port=address.port,
+                server=self._source.address.to_dict(),
                 export=self._source.export,
+                bitmaps=[own.copy, own.guard] if own else None,
             )
         except RephubError:
             self.held.sync_begun = False
             raise
+        if own and answer["mode"] == "full":
+            self.memory.not_shown()
+        return answer["mode"], answer["total_bytes"]
 
     async def set_pace(self, pace: Pace) -> None:
         """Have the worker hold a pace from now on.
@@ -144,10 +158,11 @@ class Hold:
         self.held.pace = pace
 
     async def tidy(self) -> None:
-        """Sync is over: give QEMU's NBD server back."""
+        """Sync is over, and acked: give QEMU's NBD server back; what a pause remembered is in the journal."""
         vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
         async with self._parts.vms.changing(vm):
             await source.close_source(vm, self._names, self._server_path)
+            await self.memory.forget(vm, self._node)
         self._source, self.held.source_open = None, False
 
     @property
@@ -201,8 +216,70 @@ class Hold:
         self._listen(vm)
         return await attach.job_alive(vm, self._names.job)
 
-    async def let_go(self) -> None:
+    async def pause(self) -> dict[str, Any]:
+        """Detach cleanly, and leave bitmaps in QEMU that record since before capture ended.
+
+        Every write is in the journal or in the bitmap, or in both: the bitmap records before the job is looked at; a job
+        that is alive then has lost nothing, and its end says whether it lost something later.
+
+        Returns:
+            `Volume.bitmap`.
+
+        Raises:
+            RephubError: capture is on as before if `worker` is not None; else it is off, and what is in the bitmaps is not
+                all that the journal lacks.
+        """
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        async with self._parts.vms.changing(vm):
+            marks = await self._remember(vm)
+            vm.on_job(self._names.job, lambda name, data: _end(ended, name, data))
+            try:
+                await self._call("expect_end")
+                await attach.detach(vm, self._names)
+                await source.close_source(vm, self._names, self._server_path)
+                async with asyncio.timeout(END_SECONDS):
+                    clean = await ended
+            except BaseException as exc:
+                await self._give_up()
+                if isinstance(exc, TimeoutError):
+                    raise UnavailableError("QEMU does not say how the mirror ended") from exc
+                raise
+            finally:
+                vm.on_job(self._names.job, None)
+        if not clean:
+            await self._give_up()
+            raise UnavailableError("the mirror failed while the volume was paused")
+        worker = self.worker
+        assert worker is not None
+        try:
+            answer = await self._close(worker, DRAIN_SECONDS)
+        finally:
+            self._forget()
+        return marks | {"epoch": self.held.epoch, "offset": answer["acked_offset"]}
+
+    async def _remember(self, vm: Vm) -> dict[str, Any]:
+        """Bitmaps on the node, and the mirror alive after that; all or nothing."""
+        record = bitmaps.record_name(self._node, self.held.epoch)
+        try:
+            marks = await bitmaps.remember(vm, self._node, record, self._server_path)
+            await attach.check_job(vm, self._names.job)
+        except BaseException:
+            await _undo(lambda: attach.clean(vm, self._node, self._names))
+            await _undo(lambda: bitmaps.clean(vm, self._node))
+            raise
+        return marks
+
+    async def _give_up(self) -> None:
+        with contextlib.suppress(RephubError):
+            await self._close_worker(0)
+        self._forget()
+
+    async def let_go(self, *, forget: bool = False) -> None:
         """Detach cleanly: QEMU is as it was, and everything captured is acked.
+
+        Args:
+            forget: also what a pause remembered.
 
         Raises:
             UnavailableError: QEMU could not be asked, or not all was acked in time; capture is off all the same.
@@ -216,6 +293,7 @@ class Hold:
                         await self._call("expect_end")
                     await attach.detach(vm, self._names)
                     await source.close_source(vm, self._names, self._server_path)
+                    await (self.memory.forget if forget else self.memory.keep)(vm, self._node)
         finally:
             # Dropping the connection ends the job in any case.
             try:
@@ -234,6 +312,7 @@ class Hold:
                 async with self._parts.vms.changing(vm):
                     await attach.clean(vm, self._node)
                     await source.stop_server(vm, self._server_path)
+                    await self.memory.keep(vm, self._node)
         except RephubError as exc:
             log.info("left for the next attach", extra={"volume": self.volume.name, "error": exc.message})
         finally:
@@ -247,15 +326,18 @@ class Hold:
         await source.stop_server(vm, self._server_path)
         await attach.check_free(vm, info.node)
         self._node, self.size_bytes = info.node, info.size_bytes
+        await self.memory.check(vm, info.node)
 
     async def _claim(self, hints: list[Hint], reason: str) -> None:
+        why_full = self.memory.why_full
+        self.reason = f"{reason}; full copy: {why_full}" if why_full else reason
         claim = await epochs.claim(
             self._parts.journals,
             self.volume.name,
             hints,
             self.held.attachment_id,
             self.size_bytes,
-            reason,
+            self.reason,
         )
         self.held.epoch, self.held.offset = claim.epoch, claim.offset
         self._names = attach.names(self._node, claim.epoch)
@@ -273,7 +355,7 @@ class Hold:
             spec = self._spec()
             await attach.attach(vm, self._node, spec.socket, spec.export, self._names)
             undo.push_async_callback(_undo, lambda: attach.detach(vm, self._names))
-            self._source = await source.open_source(vm, self._node, self._names, self._server_path)
+            self._source = await self.memory.open_source(vm, self._node, self._names, self._server_path)
             undo.push_async_callback(_undo, lambda: source.close_source(vm, self._names, self._server_path))
             if ended:
                 raise UnavailableError(f"capture of volume {volume.name} ended at once: {ended[0]}")
@@ -292,6 +374,7 @@ class Hold:
             overload=volume.overload,
             socket=str(socket_path(self._parts.settings, f"c{held.attachment_id[:12]}")),
             export=self._names.target,
+            resized=self.size_bytes != self.volume.size_bytes,
         )
 
     def _listen(self, vm: Vm) -> list[str]:
@@ -316,15 +399,15 @@ class Hold:
             return None
 
     async def _call(self, op: str) -> None:
-        assert self.worker is not None
-        await self.worker.call(op, CLOSE_SECONDS, volume=self.volume.name, epoch=self.held.epoch)
+        if self.worker:
+            await self.worker.call(op, CLOSE_SECONDS, volume=self.volume.name, epoch=self.held.epoch)
 
     async def _close_worker(self, drain_seconds: float) -> None:
         if self.worker:
             await self._close(self.worker, drain_seconds)
 
-    async def _close(self, worker: WorkerProcess, drain_seconds: float) -> None:
-        await worker.call(
+    async def _close(self, worker: WorkerProcess, drain_seconds: float) -> Document:
+        return await worker.call(
             "close",
             drain_seconds + CLOSE_SECONDS,
             volume=self.volume.name,
@@ -333,8 +416,15 @@ class Hold:
         )
 
     def _forget(self) -> None:
+        self.worker = None
         self._parts.pool.give_back(self.volume.group, self.volume.name)
         self._parts.vms.give_back(self.volume.qmp, self._keeper)
+
+
+def _end(ended: asyncio.Future[bool], name: str, data: dict[str, Any]) -> None:
+    """The job's first word about its end: COMPLETED without an error means that we have every write."""
+    if name in JOB_ENDS and not ended.done():
+        ended.set_result(name == "BLOCK_JOB_COMPLETED" and not data.get("error"))
 
 
 async def _undo(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:

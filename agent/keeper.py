@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from rephub.agent import attach, plan, source
+from rephub.agent import attach, bitmaps, plan, source
 from rephub.agent.epochs import Hint
 from rephub.agent.hold import Hold
 from rephub.agent.parts import Parts
@@ -198,6 +198,8 @@ class Keeper:
             Action.SYNC: self._sync,
             Action.TIDY: self._tidy,
             Action.RECONNECT: self._reconnect,
+            Action.PAUSE: self._pause_volume,
+            Action.REFUSE_PAUSE: self._refuse_pause,
         }[action](volume)
         return True
 
@@ -212,7 +214,7 @@ class Keeper:
         if self._short_lives:
             await self._pause(min(RETRY_SECONDS * 2**self._short_lives, RETRY_SECONDS_MAX))
         self._attempts += 1
-        resync_id, reason = volume.resync_id, self._why(volume)
+        resync_id, reason, size_bytes = volume.resync_id, self._why(volume), volume.size_bytes
         try:
             hold = await Hold.take(volume, self._parts, self, await self._hints(volume), reason)
         except RephubError as exc:
@@ -233,8 +235,12 @@ class Keeper:
             epoch=held.epoch,
             attachment_id=held.attachment_id,
             offset=held.offset,
-            reason=reason,
+            reason=hold.reason,
         )
+        if hold.size_bytes != size_bytes:
+            self._emit(
+                ev.VolumeResized, held.attachment_id, volume, epoch=held.epoch, size_bytes=hold.size_bytes
+            )
         log.info("attached", extra={"volume": self.name, "epoch": held.epoch, "node": volume.node})
 
     def _give_up(self, volume: Volume, exc: RephubError) -> None:
@@ -250,7 +256,7 @@ class Keeper:
         requested = plan.key_of(volume)
         resync = self._parts.catalogue.wants_capture(volume)
         try:
-            await hold.let_go()
+            await hold.let_go(forget=not resync)
         except UnavailableError as exc:
             # Capture is off; what was not acked is lost to the journal, and the gap that follows says so.
             log.warning("not detached cleanly", extra={"volume": self.name, "error": exc.message})
@@ -269,6 +275,7 @@ class Keeper:
             vm = await vms.get(volume.qmp, self)
             async with vms.changing(vm):
                 await attach.clean(vm, volume.node)
+                await bitmaps.clean(vm, volume.node)
                 await source.stop_server(vm, source.own_path(self._parts.settings, volume.qmp))
         except (NotFoundError, ConflictError) as exc:
             log.info("nothing to release", extra={"volume": self.name, "error": exc.message})
@@ -300,14 +307,15 @@ class Keeper:
         """Copy all of it, or compare where the recovery volume holds a copy; the verifier does the latter."""
         hold = self._hold
         assert hold is not None
-        mode = "compare" if volume.seeded else "full"
         again = hold.held.compares
+        mode, total_bytes, why_full = "compare", hold.size_bytes, ""
         if not volume.seeded:
             # Also where comparing failed again and again.
             await self._verifier.stop()
-            await hold.begin_sync()
+            mode, total_bytes = await hold.begin_sync()
+            why_full = hold.memory.why_full
         hold.held.sync_begun, hold.held.compares = True, volume.seeded
-        self.reason = f"{mode} sync"
+        self.reason = f"{mode} sync: {why_full}" if why_full else f"{mode} sync"
         self._emit(
             ev.VolumeSyncStarted,
             hold.held.attachment_id,
@@ -315,7 +323,8 @@ class Keeper:
             subject=f"{self.name}/{mode}" if again else self.name,
             epoch=hold.held.epoch,
             mode=mode,
-            total_bytes=hold.size_bytes,
+            total_bytes=total_bytes,
+            reason=why_full or None,
         )
 
     async def _set_pace(self, volume: Volume) -> None:
@@ -332,6 +341,45 @@ class Keeper:
         if not await hold.reconnect():
             self.lost(hold.held.epoch, UnavailableError("the mirror job is gone"))
         self.local.connected = True
+
+    async def _pause_volume(self, volume: Volume) -> None:
+        held, hold, pause_id = self.local.held, self._hold, volume.pause_id
+        assert held is not None
+        assert hold is not None
+        if not self.is_consistent:
+            await self._refuse_pause(volume)
+            return
+        marks: dict[str, Any] | None = None
+        error: RephubError | None = None
+        try:
+            marks = await hold.pause()
+        except RephubError as exc:
+            error = exc
+        if hold.worker is not None:
+            # Still attached, as before.
+            self._answer_pause(volume, pause_id, error)
+            return
+        error = error or self.local.lost
+        self._hold = self.local.held = self.local.lost = None
+        if error is None and marks is not None:
+            self.local.paused, self.reason, self.gap_since_at = pause_id, "", None
+            fields = {key: marks[key] for key in ("epoch", "offset", "persistent", "image")}
+            self._emit(ev.VolumePaused, pause_id, volume, bitmap=marks["name"], **fields)
+            log.info("paused", extra={"volume": self.name, "epoch": held.epoch, "bitmap": marks["name"]})
+            return
+        self._announce_lost(held.epoch, held.attachment_id, error.message if error else "pause failed")
+        self._answer_pause(volume, pause_id, error)
+
+    async def _refuse_pause(self, volume: Volume) -> None:
+        why = self.reason or "nothing is attached"
+        hint = f"rephub wait {self.name} --state protected"
+        error = ConflictError(f"volume {self.name} is not captured completely now: {why}", hint=hint)
+        self._answer_pause(volume, volume.pause_id, error)
+
+    def _answer_pause(self, volume: Volume, pause_id: str, error: RephubError | None) -> None:
+        error = error or RephubError(f"volume {self.name} was not paused")
+        self.local.paused = pause_id
+        self._emit(ev.PauseFailed, pause_id, volume, error=error.to_json())
 
     # Their parts.
 
@@ -355,6 +403,8 @@ class Keeper:
             return "protect"
         if volume.resync_id and volume.resync_id != self.local.resynced:
             return "resync requested"
+        if volume.paused_at:
+            return "resumed after a pause"
         return volume.reason or self.reason or "attached anew"
 
     def _gap(self, reason: str) -> None:

@@ -26,6 +26,10 @@ class Action(Enum):
     """We hold nothing: make sure that QEMU holds nothing of ours either, and say so."""
     PACE = "pace"
     """Tell the worker how fast sync is to be, or that it stands still."""
+    PAUSE = "pause"
+    """Let go cleanly, with bitmaps left in QEMU."""
+    REFUSE_PAUSE = "refuse_pause"
+    """Say that a pause cannot be: nothing is held that could be paused."""
     SYNC = "sync"
     TIDY = "tidy"
     """Sync is over: QEMU's NBD server is given back."""
@@ -74,6 +78,8 @@ class Local:
     """`key_of` the volume when a newer epoch took over: no new attempt until somebody asks."""
     released: str = ""
     """`key_of` the request that CaptureDetached has answered."""
+    paused: str = ""
+    """The pause_id that this process has answered."""
     resynced: str = ""
     """The resync_id that the attachment at hand answers."""
     connected: bool = True
@@ -116,6 +122,10 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
     if held is not None:
         if local.lost is not None:
             return Action.REPORT_LOST
+        tidy = held.source_open and held.synced_offset is not None
+        if mine and volume.pause_id:
+            # Answered: what the answer says is not folded yet.
+            return Action.NONE if volume.pause_id == local.paused else Action.TIDY if tidy else Action.PAUSE
         if not wants or (volume.resync_id and volume.resync_id != local.resynced):
             return Action.DETACH
         if not local.connected:
@@ -126,9 +136,11 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
             return Action.PACE
         if due and (not held.sync_begun or (held.compares and not volume.seeded)):
             return Action.SYNC if pace.running else Action.NONE
-        return Action.TIDY if held.source_open and held.synced_offset is not None else Action.NONE
+        return Action.TIDY if tidy else Action.NONE
     if not mine:
         return Action.NONE
+    if volume.pause_id and volume.pause_id != local.paused:
+        return Action.REFUSE_PAUSE
     if volume.attached and volume.epoch > local.last_epoch:
         # Attached by a process of this agent that is no more.
         return Action.RELEASE if wants_release(catalogue, volume) else Action.REPORT_LOST

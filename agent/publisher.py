@@ -55,6 +55,7 @@ class Encoder:
             Kind.SYNC_COMPLETED: journal.SyncCompleted,
             Kind.CHECKPOINT: journal.Checkpoint,
             Kind.DIGEST: journal.Digest,
+            Kind.RESIZED: journal.Resized,
         }[kind]
         header = {
             "crc32c": NO_CRC,

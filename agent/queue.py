@@ -43,6 +43,7 @@ class Kind(Enum):
     SYNC_COMPLETED = "sync_completed"
     CHECKPOINT = "checkpoint"
     DIGEST = "digest"
+    RESIZED = "resized"
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +59,7 @@ class Queued:
     flags: int = 0
     unmap: bool = False
     fields: dict[str, object] = field(default_factory=dict)
-    """Of the rare kinds: mode and total_bytes, or the checkpoint's name, group, kind, periodic, or a digest's extent."""
+    """Of the rare kinds: mode and total_bytes, size_bytes, the checkpoint's name, group, kind, periodic, or a digest's extent."""
     cookie: int | None = None
     """NBD request that is answered when this event is acked; None: answered, or nobody waits."""
     on_ack: Callable[[int], None] | None = None

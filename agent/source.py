@@ -12,8 +12,10 @@ import hashlib
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -38,6 +40,10 @@ class Address:
     host: str = ""
     port: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `NbdClient.connect` takes it, and as JSON."""
+        return {"path": self.path} if self.path else {"host": self.host, "port": self.port}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -52,20 +58,27 @@ def own_path(settings: Settings, monitor: str) -> str:
     return str(socket_path(settings, f"q{hashlib.sha256(monitor.encode()).hexdigest()[:12]}"))
 
 
-async def open_source(vm: Vm, node: str, own: Names, server_path: str) -> Source:
-    """Export a node read-only.
+async def open_source(
+    vm: Vm, node: str, own: Names, server_path: str, bitmaps: Sequence[str] = (), *, writable: bool = False
+) -> Source:
+    """Export a node, read-only unless it is one of ours.
 
     Args:
         vm: connected, its lock held.
         node: node name.
         own: names of the attachment.
         server_path: `own_path`.
+        bitmaps: dirty bitmaps of the node, disabled, that are shown as meta contexts.
+        writable: for a node that holds nothing.
 
     Raises:
         UnavailableError: QEMU's own NBD server cannot be found, or QEMU went away; QEMU is as it was.
     """
     address, started = await _server(vm, server_path)
-    arguments = {"type": "nbd", "id": own.export, "node-name": node, "name": own.export, "writable": False}
+    arguments: dict[str, Any] = {"type": "nbd", "id": own.export, "node-name": node, "name": own.export}
+    arguments |= {"writable": writable}
+    if bitmaps:
+        arguments["bitmaps"] = list(bitmaps)
     try:
         await vm.execute("block-export-add", arguments)
     except QemuError as exc:

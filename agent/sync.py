@@ -1,7 +1,8 @@
 """Reads a volume from QEMU and publishes it into the volume's own journal, behind the live writes.
 
-Per window: ask what is allocated; holes become Zero at once, data are read in chunks, a few at a time. Every read is
-registered with the queue before it is issued, so that bytes written meanwhile are masked out of it (`queue.py`).
+All of it (`full`), or only extents that may differ from what the journal holds (`delta`). Per window: ask what is
+allocated; holes become Zero at once, data are read in chunks, a few at a time. Every read is registered with the queue
+before it is issued, so that bytes written meanwhile are masked out of it (`queue.py`).
 
 Correct because the mirror filter writes the source first and sends to us after: a write that reached the queue before
 the read was issued was on the disk by then, so the read sees it; one that reaches the queue between issue and enqueue
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from rephub.agent.dirty import DirtyRegions
-from rephub.agent.extents import Extent, split
+from rephub.agent.extents import Extent, intersect, split
 from rephub.agent.queue import EventQueue, Kind, SyncRead
 from rephub.core.errors import ProtocolError
 
@@ -106,12 +108,25 @@ class Pace:
         return max(BACKLOG_BYTES_MAX, guest // GUEST_SHARE)
 
 
+def windows(extents: Iterable[Extent]) -> list[tuple[int, list[Extent]]]:
+    """The extents by window: (its number, what lies in it), both ascending.
+
+    Args:
+        extents: ascending, disjoint.
+    """
+    pieces = (piece for extent in extents for piece in split(*extent, WINDOW_BYTES))
+    grouped = itertools.groupby(pieces, key=lambda piece: piece[0] // WINDOW_BYTES)
+    return [(number, list(inside)) for number, inside in grouped]
+
+
 class Sync:
-    """One full sync of one attachment.
+    """One sync of one attachment.
 
     Args:
         source: where to read.
         size_bytes: of the volume.
+        extents: what to copy, ascending, disjoint, inside the volume: the journal has the rest of the volume as it is
+            now. None: everything.
         queue: where events go.
         dirty: regions; synced ones are settled.
         pace: decides when to go on.
@@ -122,6 +137,7 @@ class Sync:
         self,
         source: Source,
         size_bytes: int,
+        extents: Sequence[Extent] | None = None,
         *,
         queue: EventQueue,
         dirty: DirtyRegions,
@@ -135,7 +151,11 @@ class Sync:
         self._wake = wake
         self._since = (time.monotonic(), 0, pace.changes)
         """Since when the speed is measured, what was done then, and under which pace."""
-        self.total_bytes = size_bytes
+        self._size_bytes = size_bytes
+        self._extents = extents
+        self.mode = "full" if extents is None else "delta"
+        self.total_bytes = size_bytes if extents is None else sum(length for _, length in extents)
+        """Bytes to copy."""
         self.done_bytes = 0
         self.moved_bytes = 0
         """Data that travel: without holes, zeroes and what the guest wrote meanwhile."""
@@ -158,7 +178,7 @@ class Sync:
         return round(left / pace.bytes_per_second, 1) if pace.bytes_per_second else None
 
     async def run(self) -> int:
-        """Copy everything.
+        """Copy what is to be copied.
 
         Returns:
             Journal offset of `SyncCompleted`, which is acked, and with it all before it.
@@ -166,20 +186,30 @@ class Sync:
         Raises:
             ProtocolError, UnavailableError, RequestError: the source cannot be read; the attachment is of no use.
         """
-        self._mark(Kind.SYNC_STARTED, mode="full", total_bytes=self.total_bytes)
-        await self.copy([(0, self.total_bytes)])
+        self._mark(Kind.SYNC_STARTED, mode=self.mode, total_bytes=self.total_bytes)
+        everything = [(0, self._size_bytes)] if self._size_bytes else []
+        extents = everything if self._extents is None else self._extents
+        self._dirty.limit_unsynced(extents)
+        await self.copy(extents)
         return await self._mark(Kind.SYNC_COMPLETED, total_bytes=self.total_bytes)
 
     async def copy(self, extents: Iterable[Extent]) -> None:
-        """Copy extents, without the marks of a sync; returns when all is enqueued. Raises: as `run`."""
-        for extent in extents:
-            for start, length in split(*extent, WINDOW_BYTES):
-                # Holes cost no rate, but they stand still too.
-                await self._pace.wait(0)
-                await self._window(start, length)
+        """Copy extents, without the marks of a sync; returns when all is enqueued.
 
-    async def _window(self, start: int, length: int) -> None:
-        data = await self._holes(start, length)
+        Args:
+            extents: ascending, disjoint.
+
+        Raises: as `run`.
+        """
+        for number, inside in windows(extents):
+            # Holes cost no rate, but they stand still too.
+            await self._pace.wait(0)
+            await self._window(inside)
+            self._dirty.synced(number * WINDOW_BYTES, WINDOW_BYTES)
+
+    async def _window(self, inside: list[Extent]) -> None:
+        before = self.done_bytes
+        data = await self._holes(inside)
         chunks = [chunk for extent in data for chunk in split(*extent, CHUNK_BYTES)]
         gate = asyncio.Semaphore(READS_IN_FLIGHT_MAX)
         try:
@@ -188,16 +218,17 @@ class Sync:
                     await self._pace.wait(chunk[1])
                     await gate.acquire()
                     tasks.create_task(self._chunk(*chunk, gate))
-                    self.done_bytes = chunk[0]
+                    self.done_bytes = before + sum(
+                        max(0, min(length, chunk[0] - start)) for start, length in inside
+                    )
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
-        self._dirty.synced(start, length)
-        self.done_bytes += length
+        self.done_bytes = before + sum(length for _, length in inside)
 
-    async def _holes(self, start: int, length: int) -> list[Extent]:
-        """Journal the window's holes; returns the extents that must be read, neighbours joined."""
+    async def _holes(self, inside: list[Extent]) -> list[Extent]:
+        """Journal the holes in a window's extents; returns what must be read, neighbours joined."""
         data: list[Extent] = []
-        at, end = start, start + length
+        at, end = inside[0][0], inside[-1][0] + inside[-1][1]
         while at < end:
             read = self._queue.open_read(at, end - at)
             try:
@@ -206,14 +237,15 @@ class Sync:
                     raise ProtocolError("block status covers nothing")
                 now = time.time_ns() // 1000
                 for size, flags in statuses:
-                    size = min(size, end - at)  # noqa: PLW2901 - the last extent may reach beyond the window
-                    if flags & STATE_ZERO:
-                        self._zero(now, read, at, size, unmap=bool(flags & STATE_HOLE))
-                    elif data and data[-1][0] + data[-1][1] == at:
-                        data[-1] = (data[-1][0], data[-1][1] + size)
-                    elif size:
-                        data.append((at, size))
-                    at += size
+                    # The last extent may reach beyond the window.
+                    for start, length in intersect(inside, at, min(size, end - at)):
+                        if flags & STATE_ZERO:
+                            self._zero(now, read, start, length, unmap=bool(flags & STATE_HOLE))
+                        elif data and data[-1][0] + data[-1][1] == start:
+                            data[-1] = (data[-1][0], data[-1][1] + length)
+                        else:
+                            data.append((start, length))
+                    at = min(at + size, end)
             finally:
                 self._queue.close_read(read)
         return data

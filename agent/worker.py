@@ -117,17 +117,18 @@ class Worker:
         return {"acked_offset": await self._end(attachment, drain_seconds)}
 
     async def _start_sync(
-        self, volume: str, epoch: int, path: str, host: str, port: int, export: str
+        self, volume: str, epoch: int, server: Document, export: str, bitmaps: list[str] | None
     ) -> Document:
         attachment = self._get(volume)
         if attachment.spec.epoch != epoch:
             raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
-        attachment.start_sync(
-            {"path": path} if path else {"host": host, "port": port},
+        sync = await attachment.start_sync(
+            server,
             export,
             lambda offset: self._channel.notify("synced", volume=volume, epoch=epoch, offset=offset),
+            (bitmaps[0], bitmaps[1]) if bitmaps else None,
         )
-        return {}
+        return {"mode": sync.mode, "total_bytes": sync.total_bytes}
 
     async def _checkpoint(
         self, volumes: list[str], fields: Document, frozen_until: float | None = None

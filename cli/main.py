@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "rephub.cli.verify:verify",
         "Compare a recovery volume with its disk, and repair what differs.",
     ),
+    "pause": ("rephub.cli.pause:pause", "Let go of a volume, to resize or back up its disk."),
+    "resume": ("rephub.cli.pause:resume", "Capture a paused volume again, and copy what was written."),
     "wait": ("rephub.cli.wait:wait", "Wait until a volume is in a state."),
     "status": ("rephub.cli.status:status", "Say how well every volume is protected."),
     "sync": ("rephub.cli.sync:sync", "Pause syncs, limit their rate, choose which goes first."),

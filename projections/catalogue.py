@@ -152,12 +152,15 @@ class Catalogue:
 
     def wants_capture(self, volume: Volume) -> bool:
         """Whether the agent has to have the volume attached: what an agent compares with what it does."""
+        asked = volume.resume_id or volume.resync_id
         return (
             volume.live
-            and volume.state not in ("paused", "failed_over")
+            and volume.state != "failed_over"
             and bool(volume.path or volume.placed_id)
             and not volume.unprotect_id
             and not volume.promotion
+            and not volume.pause_id
+            and (not volume.paused_at or bool(asked))
         )
 
     def wants_sync(self, volume: Volume) -> bool:

@@ -43,7 +43,9 @@ def create_checkpoint(catalogue: Catalogue, command: cmd.CreateCheckpoint, now: 
         if volume.state != "protected" or not volume.attached:
             raise ConflictError(
                 f"volume {volume.name} is {volume.state}: a checkpoint would not be consistent",
-                hint=f"rephub wait {volume.name} --state protected",
+                hint=f"rephub resume {volume.name}"
+                if volume.paused_at
+                else f"rephub wait {volume.name} --state protected",
                 state=volume.state,
             )
     agents = sorted({volume.agent for volume in volumes})

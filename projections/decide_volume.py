@@ -40,6 +40,12 @@ def protect(catalogue: Catalogue, command: cmd.Protect, now: int, silent: Collec
     if volume is not None:
         undisturbed(catalogue, volume)
     if volume is not None and volume.live:
+        if volume.paused_at:
+            raise ConflictError(
+                f"volume {command.volume} is protected and paused",
+                hint=f"rephub resume {command.volume}",
+                state=volume.state,
+            )
         if volume.qmp == command.qmp and command.node in _names_of(catalogue, volume):
             answer = volume_answer(volume) | {"attached": volume.attached}
             return fulfilled(catalogue, command, now, answer)
@@ -271,6 +277,12 @@ def resync(catalogue: Catalogue, command: cmd.Resync, now: int) -> ev.Record:
     """
     volume = protected_volume(catalogue, command.volume)
     undisturbed(catalogue, volume)
+    if volume.pause_id:
+        raise ConflictError(
+            f"volume {volume.name} is being paused",
+            hint=f"rephub wait {volume.name} --state paused",
+            state=volume.state,
+        )
     states.next_state(volume.state, "attached")
     if volume.resync_id or (volume.attached and volume.state in ("syncing", "resyncing")):
         return fulfilled(catalogue, command, now, volume_answer(volume))

@@ -16,6 +16,7 @@ from rephub.projections import (
     decide_compare,
     decide_fleet,
     decide_moves,
+    decide_pause,
     decide_points,
     decide_sync,
     decide_volume,
@@ -31,6 +32,8 @@ __all__ = ["decide", "pending"]
 _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.Unprotect: decide_volume.unprotect,
     cmd.Resync: decide_volume.resync,
+    cmd.Pause: decide_pause.pause,
+    cmd.Resume: decide_pause.resume,
     cmd.CreateCheckpoint: decide_checkpoint.create_checkpoint,
     cmd.DeleteCheckpoint: decide_checkpoint.delete_checkpoint,
     cmd.StartFot: decide_points.start_fot,

@@ -144,6 +144,17 @@ class Volume:
     """The recovery volume holds a copy of the disk that was never compared: the first sync compares."""
     resync_id: str = ""
     """Event that asks for a new attachment and was not answered by FilterAttached."""
+    pause_id: str = ""
+    """Event that asks for a pause and was not answered by VolumePaused or PauseFailed."""
+    pause_deadline_at: int = 0
+    """The hub gives up waiting for the pause after this; 0: never."""
+    paused_at: int = 0
+    """Since when capture is paused, in microseconds since the Unix epoch; 0: it is not."""
+    resume_id: str = ""
+    """Event that ends the pause and was not answered by FilterAttached."""
+    bitmap: dict[str, Any] = field(default_factory=dict)
+    """The dirty bitmap that records in QEMU since the last pause: {"name", "persistent", "image", "epoch", "offset"}; the
+    journal up to `offset` and what it says is dirty are all of the volume. Empty: there is none to rely on."""
     start_id: str = ""
     """The StartProtect that began this protection."""
     placed_id: str = ""

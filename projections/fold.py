@@ -16,6 +16,7 @@ from rephub.projections import (
     fold_compare,
     fold_fleet,
     fold_moves,
+    fold_pause,
     fold_points,
     fold_volume,
 )
@@ -131,6 +132,7 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     **fold_fleet.FOLDS,
     **fold_moves.FOLDS,
     **fold_volume.FOLDS,
+    **fold_pause.FOLDS,
     **fold_points.FOLDS,
     **fold_compare.FOLDS,
     **fold_checkpoints.FOLDS,

@@ -76,11 +76,15 @@ def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:
         raise ConflictError(f"volume {event.volume} wants no other diskbox")
     if event.diskbox not in catalogue.diskboxes:
         raise ConflictError(f"no diskbox {event.diskbox}")
+    if volume.paused_at and volume.state == "failed":
+        move(volume, "resumed_paused", event.at, volume.reason)
     move(volume, "placed", event.at, f"diskbox {old.name} was lost, {event.diskbox} takes over")
     volume.diskbox = event.diskbox
     volume.placed_id, volume.placed_from, volume.placed_at = event.id, old.name, event.at
     volume.path = volume.stopped = ""
     volume.needs_full, volume.made_offset = True, -1
+    # What QEMU noted during a pause was on top of the copy that is lost.
+    volume.bitmap = {}
 
 
 def _drain_requested(catalogue: Catalogue, event: ev.DiskboxDrainRequested) -> None:

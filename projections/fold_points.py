@@ -140,8 +140,9 @@ def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
     for volume in volumes:
         if volume is not None:
             volume.promotion = promotion.name
-            volume.resync_id = ""
-            if not volume.attached:
+            volume.resync_id = volume.pause_id = volume.resume_id = ""
+            # A bitmap in QEMU is the agent's to remove, also where nothing is attached.
+            if not volume.attached and not volume.bitmap:
                 promotion.detached.append(volume.name)
 
 
@@ -155,7 +156,8 @@ def _promoted(catalogue: Catalogue, event: ev.Promoted) -> None:
         for volume, state in zip(volumes, targets, strict=True):
             volume.state, volume.since_at, volume.reason = state, event.at, ""
             volume.attached = False
-            volume.gap_at = 0
+            volume.gap_at = volume.paused_at = 0
+            volume.bitmap = {}
             volume.promotion = volume.stopped = ""
     promotion.state = "promoted"
     promotion.plans = [asdict(plan) for plan in event.plans]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
+from rephub.core.units import rfc3339
 from rephub.projections import fold_checkpoints, fold_sync, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
@@ -123,7 +124,7 @@ def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) 
         move(volume, "placed", event.at, f"diskbox {volume.placed_from} was lost, a new copy is made")
         volume.stopped = ""
     volume.made_offset = -1 if event.first_offset is None else event.first_offset
-    if volume.epoch:
+    if volume.epoch and not volume.paused_at:
         volume.resync_id = event.id
 
 
@@ -140,6 +141,8 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     volume.attached = volume.attached_before = True
     if event.offset >= volume.made_offset:
         volume.resync_id = ""
+    volume.resume_id = ""
+    volume.paused_at = 0
     volume.detached = False
     promotion = catalogue.promotions.get(volume.promotion)
     if promotion is not None and volume.name in promotion.detached:
@@ -160,7 +163,7 @@ def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
         fold_sync.begin_sync(catalogue, volume, event)
     elif volume.state not in ("syncing", "resyncing"):
         raise ConflictError(f"a volume that is {volume.state} does not sync")
-    volume.reason = volume.stopped or f"{event.mode} sync"
+    volume.reason = volume.stopped or f"{event.mode} sync" + (f": {event.reason}" if event.reason else "")
     volume.sync_mode = event.mode
 
 
@@ -181,6 +184,7 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
     volume.needs_full, volume.made_offset = False, -1
+    volume.bitmap = {}
 
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
@@ -199,7 +203,7 @@ def _capture_detached(catalogue: Catalogue, event: ev.CaptureDetached) -> None:
         _current(catalogue, event.volume, event.epoch)
         reason = "detached for promote" if promotion else "detached"
         move(volume, "detached", event.at, volume.stopped or reason)
-    volume.attached = False
+    volume.attached, volume.bitmap = False, {}
     if volume.unprotect_id:
         volume.detached = True
     if promotion is not None and volume.name not in promotion.detached:
@@ -211,6 +215,7 @@ def _resync_requested(catalogue: Catalogue, event: ev.ResyncRequested) -> None:
     if not volume.live or not states.may(volume.state, "attached"):
         raise ConflictError(f"a volume that is {volume.state} cannot become resyncing")
     volume.resync_id = event.id
+    volume.bitmap = {}
     volume.command_id = event.command_id or ""
 
 
@@ -226,7 +231,9 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     box = catalogue.diskboxes.get(volume.diskbox)
     if box is not None and box.lost:
         raise ConflictError(f"diskbox {box.name} of volume {event.volume} is lost")
-    if not volume.attached:
+    if volume.paused_at:
+        move(volume, "resumed_paused", event.at, f"paused since {rfc3339(volume.paused_at)}")
+    elif not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
     elif volume.synced_epoch == volume.epoch:
         move(volume, "stopped" if volume.differs else "resumed_synced", event.at, volume.differs)
@@ -243,6 +250,7 @@ def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> 
     volume.purge = event.purge
     volume.detached = not volume.live
     volume.released = False
+    volume.pause_id = volume.resume_id = ""
     volume.command_id = event.command_id or ""
     if volume.live:
         volume.reason = "unprotect under way"
@@ -263,6 +271,7 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
     volume.retired, volume.attached = True, False
     volume.path = volume.path or volume.previous_path
     volume.unprotect_id = volume.resync_id = volume.stopped = ""
+    volume.paused_at, volume.bitmap = 0, {}
     volume.detached = volume.released = False
     if event.purged:
         volume.purged = True

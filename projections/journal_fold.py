@@ -8,6 +8,9 @@ the poison clears it, and the gap that opened at the poison ends with that sync'
 every byte that it is copied, written meanwhile, or equal to the volume as this fold has it after the clearing. A sync of mode "delta"
 does not clear it, because it relies on all events before it.
 
+Nor does a delta sync begin anything: where no full or compare sync was completed since the volume was made, or since the last poison
+or divergence, its `SyncStarted` is poison itself. An agent that relied on what is not there is found out here.
+
 A gap runs from a valid `EpochStarted` up to, not including, the `SyncCompleted` of its attachment.
 The state is small and serialisable: a recovery volume's position holds it, and folding on from there gives the same.
 """
@@ -79,6 +82,11 @@ class FoldState:
     poison_reason: str = ""
     answering: bool = False
     """After poison: the current attachment began after it, its full sync may clear it."""
+    based: bool = True
+    """A full sync was completed, and nothing is missing since: what a delta sync relies on. True where an older version left
+    it out, as its agents knew no other sync than a full one."""
+    establishing: bool = False
+    """The sync under way in the current attachment says something of every byte."""
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON document."""
@@ -104,7 +112,7 @@ def fresh_state(
     """
     return FoldState(
         last_offset=last_offset, size_bytes=size_bytes, epoch=epoch, joining=joining, gap_first_offset=last_offset,
-        gap_reason=reason,
+        gap_reason=reason, based=False,
     )  # fmt: skip
 
 
@@ -205,7 +213,12 @@ class JournalFold:
             if fault := extent_fault(state, record.start, length):
                 return self._poison(journal_offset, fault)
             return Verdict.APPLY
-        if isinstance(record, SyncCompleted):
+        if isinstance(record, SyncStarted):
+            state.establishing = record.mode in ESTABLISHING
+            if not state.based and not state.establishing:
+                return self._poison(journal_offset, f"a {record.mode} sync of a volume that is not whole")
+        elif isinstance(record, SyncCompleted):
+            state.based = state.based or state.establishing
             state.gap_first_offset, state.gap_reason = None, ""
             state.joining = False
         elif isinstance(record, Resized):
@@ -224,6 +237,7 @@ class JournalFold:
                 journal_offset, f"epoch {record.epoch} starts at seq {record.seq} instead of 0"
             )
         state.epoch, state.attachment_id, state.next_seq = record.epoch, record.attachment_id.hex(), 1
+        state.establishing = False
         state.size_bytes = record.size_bytes
         state.captured_at_max = max(state.captured_at_max, record.captured_at)
         if state.poison_offset is not None:
@@ -236,6 +250,7 @@ class JournalFold:
         state = self.state
         if isinstance(record, SyncStarted) and record.mode in ESTABLISHING and state.answering:
             state.poison_offset, state.poison_reason, state.answering = None, "", False
+            state.establishing = True
             return Verdict.MARKER
         if isinstance(record, Resized):
             state.size_bytes = record.size_bytes
@@ -247,6 +262,7 @@ class JournalFold:
         if state.poison_offset is not None:
             return Verdict.SKIPPED
         state.poison_offset, state.poison_reason = journal_offset, reason
+        state.based = False
         self._open_gap(journal_offset, f"stopped: {reason}")
         return Verdict.POISON
 

@@ -52,6 +52,7 @@ def pending(
             break
     for volume in catalogue.volumes.values():
         due += _of_volume(catalogue, volume, now)
+        due += _late_pause(catalogue, volume, now)
     due += _given_up(catalogue, now)
     for promotion in catalogue.promotions.values():
         due += _of_promotion(catalogue, promotion, now)
@@ -148,6 +149,21 @@ def _of_volume(catalogue: Catalogue, volume: Volume, now: int) -> Iterator[ev.Re
             command_id=volume.command_id or None,
             volume=volume.name,
             epoch=volume.epoch,
+        )
+
+
+def _late_pause(catalogue: Catalogue, volume: Volume, now: int) -> Iterator[ev.Record]:
+    """A pause that the agent did not answer by its deadline."""
+    if volume.pause_id and expired(volume.pause_deadline_at, now):
+        yield make(
+            catalogue,
+            ev.PauseFailed,
+            now,
+            volume.pause_id,
+            volume.name,
+            command_id=volume.command_id or None,
+            volume=volume.name,
+            error=too_late(f"agent {volume.agent} did not pause volume {volume.name}").to_json(),
         )
 
 

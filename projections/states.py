@@ -23,6 +23,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # CaptureLost
     "lost": {"syncing": "gap", "protected": "gap", "resyncing": "gap", "gap": "gap", "failed": "failed"},
+    # VolumePaused; a volume that stopped meanwhile stays so
+    "paused": {"protected": "paused", "failed": "failed"},
     # CaptureDetached
     "detached": {
         "syncing": "gap",
@@ -63,7 +65,8 @@ TABLE: dict[str, dict[str, str]] = {
     # VolumeResumed: by what holds of its capture
     "resumed_synced": {"failed": "protected", "protected": "protected"},
     "resumed_syncing": {"failed": "resyncing", "resyncing": "resyncing", "syncing": "syncing"},
-    "resumed_detached": {"failed": "gap", "gap": "gap", "paused": "paused"},
+    "resumed_detached": {"failed": "gap", "gap": "gap"},
+    "resumed_paused": {"failed": "paused", "paused": "paused"},
     # Promoted
     "promoted": {
         "syncing": "promoted",

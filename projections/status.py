@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rephub.core.errors import from_dict
+from rephub.core.units import rfc3339
 from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Volume
@@ -149,6 +150,8 @@ def _state(  # noqa: PLR0911 - one line for each piece of news
     """State and reason, from the worst news to the best."""
     if box.get("stopped") and volume.live:
         return "failed", f"stopped: {from_dict(box['stopped']).message}"
+    if volume.paused_at and volume.resume_id:
+        return volume.state, f"resume under way: {agent.get('reason') or agent_silent or 'attaching'}"
     if volume.state not in CAPTURED:
         return volume.state, volume.reason
     if volume.unprotect_id or volume.promotion:
@@ -165,7 +168,7 @@ def _state(  # noqa: PLR0911 - one line for each piece of news
     if volume.state == "protected":
         if agent.get("epoch", volume.epoch) > volume.epoch:
             return "resyncing", agent.get("reason") or "attached anew"
-        return "protected", box_silent
+        return "protected", box_silent or ("pause under way" if volume.pause_id else "")
     return volume.state, volume.reason or agent.get("reason", "")
 
 
@@ -203,6 +206,7 @@ def _volume(
         "window_seconds": box.get("window_seconds"),
         "lag_bytes": agent.get("lag_bytes"),
         "dirty_bytes": agent.get("dirty_bytes"),
+        "paused_at": rfc3339(volume.paused_at) if volume.paused_at else None,
         "sync": agent.get("sync"),
         "verify": agent.get("verify"),
         "sync_pace": decide_sync.pace(volume),

@@ -238,6 +238,8 @@ class Rig:
                 break
             verdict = fold.feed(offset, record)
             assert verdict is not Verdict.POISON, state.poison_reason
+            if state.size_bytes != len(image):
+                image = image[: state.size_bytes].ljust(state.size_bytes, b"\0")
             if verdict is not Verdict.APPLY:
                 continue
             if isinstance(record, jr.Zero):

@@ -74,7 +74,8 @@ def agent_due(
             due.append(ev.VmProbeFailed(**fields, agent=name, qmp=qmp, error=error))
     for volume in catalogue.volumes.values():
         if volume.agent == name:
-            due += _agent_volume(catalogue, volume, now, source)
+            sizes = {item.node: item.size_bytes for item in vms.get(volume.qmp, [])}
+            due += _agent_volume(catalogue, volume, now, source, sizes.get(volume.node))
     for run in catalogue.comparisons.values():
         volume = catalogue.volumes.get(run.volume)
         if run.state == "digesting" and volume is not None and volume.agent == name and volume.attached:
@@ -105,7 +106,9 @@ def agent_due(
     return due
 
 
-def _agent_volume(catalogue: Catalogue, volume: Volume, now: int, source: str) -> list[ev.Record]:
+def _agent_volume(
+    catalogue: Catalogue, volume: Volume, now: int, source: str, size_bytes: int | None
+) -> list[ev.Record]:
     name = volume.name
     promotion = catalogue.promotions.get(volume.promotion)
     if (volume.unprotect_id and not volume.detached) or (promotion and name not in promotion.detached):
@@ -113,8 +116,13 @@ def _agent_volume(catalogue: Catalogue, volume: Volume, now: int, source: str) -
         fields = head(ev.CaptureDetached, cause, f"{name}/{volume.epoch}/{volume.attached}", now, source)
         epoch = volume.epoch if volume.attached else 0
         return [ev.CaptureDetached(**fields, command_id=volume.command_id, volume=name, epoch=epoch)]
+    if volume.pause_id:
+        return [paused(volume, now)]
+    if volume.attached and size_bytes not in (None, volume.size_bytes):
+        fields = head(ev.VolumeResized, volume.attachment_id, name, now, source)
+        return [ev.VolumeResized(**fields, volume=name, epoch=volume.epoch, size_bytes=size_bytes)]
     if catalogue.wants_capture(volume) and (not volume.attached or volume.resync_id):
-        cause = volume.resync_id or volume.start_id
+        cause = volume.resync_id or volume.resume_id or volume.start_id
         return [attached(volume, volume.epoch + 1, now, cause)]
     if catalogue.wants_sync(volume):
         fields = {"volume": name, "epoch": volume.epoch}
@@ -127,12 +135,28 @@ def _agent_volume(catalogue: Catalogue, volume: Volume, now: int, source: str) -
         if run is not None:
             began = head(ev.VolumeSyncStarted, volume.attachment_id, f"{name}/full", now, source)
         ended = head(ev.VolumeSyncCompleted, volume.attachment_id, name, now, source)
-        begin = ev.VolumeSyncStarted(**began, **fields, mode="full", total_bytes=volume.size_bytes)
+        mode = "delta" if volume.bitmap else "full"
+        begin = ev.VolumeSyncStarted(**began, **fields, mode=mode, total_bytes=volume.size_bytes)
         return [
             *([] if volume.seeded else [begin]),
             ev.VolumeSyncCompleted(**ended, **fields, offset=volume.epoch * 100),
         ]
     return []
+
+
+def paused(volume: Volume, now: int) -> ev.VolumePaused:
+    """The agent's VolumePaused of the current epoch."""
+    fields = head(ev.VolumePaused, volume.pause_id or "late", volume.name, now, f"agent/{volume.agent}")
+    return ev.VolumePaused(
+        **fields,
+        command_id=volume.command_id,
+        volume=volume.name,
+        epoch=volume.epoch,
+        offset=volume.epoch * 100 - 1,
+        bitmap=f"rephub-b-{volume.epoch}",
+        persistent=True,
+        image="/disk.qcow2",
+    )
 
 
 def attached(volume: Volume, epoch: int, now: int, cause: str) -> ev.FilterAttached:

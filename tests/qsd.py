@@ -19,36 +19,49 @@ LOAD = Path(__file__).parent / "tools/nbd_load.py"
 
 
 class StorageDaemon:
-    """One daemon; disk N is node `diskN` in file `diskN.raw`, exported under that name.
+    """One daemon; disk N is node `diskN` in file `diskN.raw` (or .qcow2), exported under that name.
 
     Args:
         folder: short path for files and sockets.
         sizes: of the disks, in bytes; a file that exists is kept.
         binary: another version of qemu-storage-daemon.
+        driver: raw or qcow2.
     """
 
-    def __init__(self, folder: Path, sizes: list[int], binary: str = "qemu-storage-daemon") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sizes: list[int],
+        binary: str = "qemu-storage-daemon",
+        driver: str = "raw",
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.qmp, self._nbd = folder, folder / "qmp", folder / "nbd"
-        self.files = [folder / f"disk{number}.raw" for number in range(len(sizes))]
-        for stale in (self.qmp, self._nbd):
+        self.admin = folder / "admin"
+        """A second monitor, the administrator's."""
+        self.files = [folder / f"disk{number}.{driver}" for number in range(len(sizes))]
+        for stale in (self.qmp, self.admin, self._nbd):
             stale.unlink(missing_ok=True)
         arguments = [binary, "--chardev", f"socket,id=qmp,path={self.qmp},server=on,wait=off"]
-        arguments += ["--monitor", "chardev=qmp", "--nbd-server", f"addr.type=unix,addr.path={self._nbd}"]
+        arguments += ["--chardev", f"socket,id=admin,path={self.admin},server=on,wait=off"]
+        arguments += ["--monitor", "chardev=qmp", "--monitor", "chardev=admin"]
+        arguments += ["--nbd-server", f"addr.type=unix,addr.path={self._nbd}"]
         for number, (path, size) in enumerate(zip(self.files, sizes, strict=True)):
-            if not path.exists():
+            if not path.exists() and driver == "qcow2":
+                subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)], check=True)
+            elif not path.exists():
                 with path.open("wb") as file:
                     file.truncate(size)
             node = f"disk{number}"
             arguments += [
                 "--blockdev",
-                f"driver=raw,node-name={node},file.driver=file,file.filename={path},discard=unmap",
+                f"driver={driver},node-name={node},file.driver=file,file.filename={path},discard=unmap",
             ]
             arguments += ["--export", f"type=nbd,id=guest{number},node-name={node},name={node},writable=on"]
         with (folder / "qsd.log").open("ab") as log:
             self.process = subprocess.Popen(arguments, stderr=log)
         deadline = time.monotonic() + 10
-        while not (self.qmp.exists() and self._nbd.exists()):
+        while not (self.qmp.exists() and self.admin.exists() and self._nbd.exists()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((folder / "qsd.log").read_text())
             time.sleep(0.01)
@@ -59,18 +72,52 @@ class StorageDaemon:
 
     def query(self, command: str) -> Any:
         """Run a QMP command on the monitor; only while no RepAgent uses it."""
+        return self._run(self.qmp, command, {})["return"]
+
+    def execute(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Run a QMP command as the administrator, whoever uses the other monitor; the answer has `return` or `error`.
+
+        Args:
+            command: of QMP.
+            **arguments: `_` in names becomes `-`.
+        """
+        fields = {name.replace("_", "-"): value for name, value in arguments.items()}
+        return self._run(self.admin, command, fields)
+
+    def _run(self, path: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.settimeout(10)
-            monitor.connect(str(self.qmp))
+            monitor.connect(str(path))
             lines = monitor.makefile("rw")
             lines.readline()
-            for execute in ("qmp_capabilities", command):
-                lines.write(json.dumps({"execute": execute}) + "\n")
+            for order in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                lines.write(json.dumps(order) + "\n")
                 lines.flush()
-                answer = json.loads(lines.readline())
+                answer: dict[str, Any] = json.loads(lines.readline())
                 while "event" in answer:
                     answer = json.loads(lines.readline())
-        return answer["return"]
+        return answer
+
+    def resize(self, size_bytes: int, number: int = 0) -> dict[str, Any]:
+        """As an administrator does. An NBD export forbids it, where a virtual disk of a VM would not: it is made anew."""
+        self.execute("block-export-del", id=f"guest{number}", mode="hard")
+        deadline = time.monotonic() + 10
+        while any(item["id"] == f"guest{number}" for item in self.execute("query-block-exports")["return"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        node = f"disk{number}"
+        answer = self.execute("block_resize", node_name=node, size=size_bytes)
+        export = {"type": "nbd", "id": f"guest{number}", "node-name": node, "name": node, "writable": True}
+        self.execute("block-export-add", **export)
+        return answer
+
+    def content(self, number: int = 0) -> bytes:
+        """All bytes of a disk, through QEMU's own eyes."""
+        copy = self.folder / "content"
+        subprocess.run(["nbdcopy", self.uri(number), str(copy)], check=True)
+        data = copy.read_bytes()
+        copy.unlink()
+        return data
 
     def kill(self) -> None:
         """As if the host had lost power."""

@@ -89,6 +89,9 @@ class Projector:
         self._on_stopped, self._on_resumed, self._reopen = on_stopped, on_resumed, reopen
         self._pace_seconds = pace_seconds
         self._frozen_at: int | None = None
+        self._room_bytes = applier.position.applied.size_bytes
+        """The recovery volume can grow to this size."""
+        self._no_room = False
         self._recent: deque[tuple[Event, int]] = deque()
         self._recent_bytes = 0
         self._head = JournalFold(replace(applier.position.applied))
@@ -249,6 +252,7 @@ class Projector:
 
     async def _advance(self) -> bool:
         """Let the floor rise as far as it may and apply up to there; whether anything was done."""
+        await self._check_room()
         if self._frozen_at is None:
             target = floor_target(self.timeline, self.history, self.pins.values())
         else:
@@ -273,6 +277,22 @@ class Projector:
             self.changed.notify()
             moved = True
         return moved
+
+    async def _check_room(self) -> None:
+        """The volume has grown: say that its target is too small now, and not when the growth is applied some day."""
+        wanted = self._head.state.size_bytes
+        if wanted <= self._room_bytes:
+            return
+        try:
+            await self.applier.recovery.check_room(wanted)
+        except StorageError:
+            self._no_room = True
+            raise
+        self._room_bytes = wanted
+        if self._no_room:
+            self._no_room = False
+            self._storage_is_back()
+            self.changed.notify()
 
     def _storage_is_back(self) -> None:
         if self.storage is not None:

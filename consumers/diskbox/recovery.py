@@ -34,6 +34,9 @@ class RecoveryVolume(Protocol):
     async def size(self) -> int:
         """Bytes."""
 
+    async def check_room(self, size_bytes: int) -> None:
+        """Raise StorageError, ENOSPC, if the volume could not grow to this size; nothing is changed."""
+
     async def resize(self, size_bytes: int) -> None:
         """Grow with zeroes, or cut."""
 
@@ -84,6 +87,9 @@ class RawFile:
         """See `RecoveryVolume.size`."""
         with storage_errors("look at", self._path):
             return (await self._file.run(os.fstat)).st_size
+
+    async def check_room(self, size_bytes: int) -> None:
+        """See `RecoveryVolume.check_room`; a sparse file grows without taking space."""
 
     async def resize(self, size_bytes: int) -> None:
         """See `RecoveryVolume.resize`."""

@@ -65,6 +65,11 @@ class BlockDevice(RawFile):
         """See `RecoveryVolume.size`."""
         return self._size_bytes
 
+    async def check_room(self, size_bytes: int) -> None:
+        """See `RecoveryVolume.check_room`."""
+        with storage_errors("look at", self._path):
+            _check_capacity(self.path, await self._file.run(os.lseek, 0, os.SEEK_END), size_bytes)
+
     async def resize(self, size_bytes: int) -> None:
         """See `RecoveryVolume.resize`; a device that is too small is StorageError ENOSPC."""
         with storage_errors("resize", self._path):

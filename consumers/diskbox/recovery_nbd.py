@@ -74,11 +74,15 @@ class NbdVolume:
         """See `RecoveryVolume.size`."""
         return self._size_bytes
 
-    async def resize(self, size_bytes: int) -> None:
-        """See `RecoveryVolume.resize`; an export that is too small is StorageError ENOSPC."""
+    async def check_room(self, size_bytes: int) -> None:
+        """See `RecoveryVolume.check_room`; a connection does not learn of a new size, `reopen` does."""
         client = await self._connected()
         if client.size_bytes < size_bytes:
             raise _error(self.path, unfit(client, size_bytes), errno.ENOSPC)
+
+    async def resize(self, size_bytes: int) -> None:
+        """See `RecoveryVolume.resize`; an export that is too small is StorageError ENOSPC."""
+        await self.check_room(size_bytes)
         if size_bytes > self._size_bytes:
             length = size_bytes - self._size_bytes
             await self.write([DeviceWrite(self._size_bytes, length, None)])

@@ -92,6 +92,17 @@ class MoveVolumes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Let go of the volume and remember what is written meanwhile."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Promote:
     """Make a point permanent."""
 
@@ -125,6 +136,17 @@ class Protect:
     history_bytes: int
     recovery: str | None = None
     seed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Capture the volume again and copy what was written meanwhile."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,5 +227,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

@@ -9,6 +9,8 @@ on standard output:
     {"op": "numbered", "depth": 8, "count": 100, "first": 1, "sectors": 4096, "seed": 7}
         sector-aligned writes at the depth; each sector repeats its request's number as 8 bytes little-endian;
         → {"requests": [[number, sector, sectors, sent, answered], …]}, times by one logical clock
+    {"op": "strided", "stride": 65536, "length": 4096, "count": 100, "per_second": 500, "seed": 7}
+        one write after the other, the n-th at n * stride, not faster than that; → {"ended_at": seconds since the Unix epoch}
     {"op": "chains", "others": [uri], "chains": 16, "sector": 0, "seconds": 5}
         dependent writes across disks: in each chain, write i is sent, to disk (i - 1) % disks, only after write i - 1 was
         answered; it fills sector `sector + 8 * chain` with i; → {"answered": [last i answered of each chain]}
@@ -50,6 +52,16 @@ def numbered(handle, order):
             clock += 1
             flying.pop(cookie)[4] = clock
     return {"requests": [request[:5] for request in requests]}
+
+
+def strided(handle, order):
+    """Each place once, at a pace."""
+    data = random.Random(order["seed"]).randbytes(order["length"])
+    began = time.monotonic()
+    for number in range(order["count"]):
+        time.sleep(max(0.0, began + number / order["per_second"] - time.monotonic()))
+        handle.pwrite(data, number * order["stride"])
+    return {"ended_at": time.time()}
 
 
 def chains(first, order):
@@ -115,6 +127,8 @@ def execute(handle, order):
             return {"hex": handle.pread(length, start).hex()}
         case "numbered":
             return numbered(handle, order)
+        case "strided":
+            return strided(handle, order)
         case "chains":
             return chains(handle, order)
     return {}

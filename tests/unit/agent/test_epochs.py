@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from rephub.agent.epochs import Hint, claim, current_epoch
+from rephub.agent.epochs import Hint, claim, current_epoch, still_holds
 from rephub.core.codec import decode_journal, encode_journal
 from rephub.core.errors import IndeterminateError, NotFoundError
 from rephub.core.journal.memory import Fault, MemoryJournalStore
@@ -99,3 +99,14 @@ async def test_unknown_outcome_and_missing_journal() -> None:
     assert (await claim(journals, "v", [], fresh_id(), 1, "test")).epoch == 2, "it had landed"
     with pytest.raises(NotFoundError):
         await claim(journals, "none", [], fresh_id(), 1, "test")
+
+
+async def test_a_journal_still_holds_what_was_acked_unless_it_lost_it() -> None:
+    journals = await store()
+    for epoch in (1, 2):
+        await append(journals, started(epoch, epoch - 1))
+    assert await still_holds(journals, "v", Hint(2, 1))
+    assert not await still_holds(journals, "v", Hint(2, 2)), "its tail is lost"
+    assert not await still_holds(journals, "v", Hint(1, 1)), "its offsets were used again"
+    await journals.admin().delete_records("v", 2)
+    assert await still_holds(journals, "v", Hint(1, 0)), "what is deleted was applied before"

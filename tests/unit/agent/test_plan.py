@@ -185,3 +185,80 @@ def test_the_pace_is_told_before_sync_begins_and_whenever_it_changes(world: Worl
     held.synced_offset = 5
     world.local.turn = True
     assert world.next() is Action.NONE, "it is over"
+
+
+def paused(world: World, epoch: int = 1) -> None:
+    world.tell(
+        ev.VolumePaused,
+        volume="v",
+        epoch=epoch,
+        offset=9,
+        bitmap="rephub-b-x-1",
+        persistent=False,
+        image="/i",
+    )
+
+
+def test_pause_and_resume(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    assert world.local.held is not None
+    world.local.held.source_open = True
+    world.tell(ev.PauseRequested, volume="v", deadline_at=99)
+    assert world.next() is Action.TIDY, "QEMU lets go of the export first"
+    world.local.held.source_open = False
+    assert world.next() is Action.PAUSE
+    world.local.held, world.local.paused = None, world.catalogue.volumes["v"].pause_id
+    assert world.next() is Action.NONE, "the event need not be folded first"
+    paused(world)
+    assert world.next() is Action.NONE
+    world.local = Local()
+    assert world.next() is Action.NONE, "nor does a restart end it"
+    world.tell(ev.ResumeRequested, volume="v")
+    assert world.next() is Action.ATTACH
+    world.attached(2)
+    assert world.next() is Action.NONE
+
+
+def test_a_pause_that_failed_leaves_capture_on(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    world.tell(ev.PauseRequested, volume="v", deadline_at=99)
+    world.local.paused = pause_id = world.catalogue.volumes["v"].pause_id
+    assert world.next() is Action.NONE
+    world.tell(ev.PauseFailed, volume="v", error="{}", cause_id=pause_id)
+    assert world.next() is Action.NONE
+    assert world.catalogue.wants_capture(world.catalogue.volumes["v"])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_nothing_that_is_held_cannot_be_paused(world: World, *, restarted: bool) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    world.tell(ev.PauseRequested, volume="v", deadline_at=99)
+    if restarted:
+        world.local = Local()
+    else:
+        world.local.lost = UnavailableError("x")
+        assert world.next() is Action.REPORT_LOST
+        world.local.held = world.local.lost = None
+    assert world.next() is Action.REFUSE_PAUSE
+    pause_id = world.local.paused = world.catalogue.volumes["v"].pause_id
+    assert world.next() is (Action.REPORT_LOST if restarted else Action.NONE)
+    world.tell(ev.PauseFailed, volume="v", error="{}", cause_id=pause_id)
+    world.tell(ev.CaptureLost, volume="v", epoch=1, reason="x")
+    assert world.next() is Action.ATTACH
+
+
+def test_unprotect_of_a_paused_volume_removes_the_bitmap(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    world.tell(ev.PauseRequested, volume="v", deadline_at=99)
+    world.local.held = None
+    paused(world)
+    world.tell(ev.UnprotectRequested, volume="v", purge=False)
+    assert world.next() is Action.RELEASE

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_world import World, attached, fresh, head, lost, node, replay, state_of
+from control_world import DISK_BYTES, World, attached, fresh, head, lost, node, replay, state_of
 from rephub.core.errors import ConflictError, IntegrityError
 from rephub.projections import catalogue as catalogue_module
 from rephub.projections import fold, states
@@ -42,6 +42,9 @@ def busy_world() -> World:
     passed = {"checkpoint": "c1", "volume": "v1", "offset": 100, "earliest_offset": 101}
     expired = head(ev.CheckpointExpired, "x", "c1/v1", world.now, "diskbox/d1")
     world.append(ev.CheckpointExpired(**expired, **passed))
+    world.done(world.command(cmd.Pause, volume="v2"))
+    world.vms["a1"]["/vm1.sock"][1] = node("n2", size_bytes=2 * DISK_BYTES)
+    world.done(world.command(cmd.Resume, volume="v2"))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
     world.done(world.command(cmd.StopFot, fot="f1"))
@@ -84,7 +87,7 @@ BUSY = busy_world()
 def test_busy_world_has_nearly_every_event() -> None:
     """The other tests are worth as much as the log they use."""
     missing = {kind.__name__ for kind in ev.RECORDS} - {type(event).__name__ for event in BUSY.log}
-    assert missing == {"CheckpointFailed", "FotFailed", "PromoteFailed"}
+    assert missing == {"CheckpointFailed", "FotFailed", "PauseFailed", "PromoteFailed"}
     assert BUSY.catalogue.ignored == []
     assert set(fold.FOLDS) == set(ev.RECORDS)
 

@@ -31,6 +31,7 @@ FIELDS = [
     "window_seconds",
     "lag_bytes",
     "dirty_bytes",
+    "paused_at",
     "sync",
     "verify",
     "sync_pace",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from journal_model import JournalModel
+from recovery_servers import qemu_nbd
 from rephub.consumers.diskbox.applier import CRASH_POINTS
 from rephub.consumers.diskbox.position import load_position
 from rephub.consumers.diskbox.projector import Projector
@@ -38,6 +40,7 @@ class Site:
         self.history = history
         self.crash_point = crash_point
         self.told: list[tuple] = []
+        self.recovery: str | None = None
         self.box: BoxVolume | None = None
 
     async def start(self) -> Projector:
@@ -47,7 +50,7 @@ class Site:
             on_stopped=lambda *args: self.told.append(("stopped", *args)),
             on_resumed=lambda *args: self.told.append(("resumed", *args)),
         )  # fmt: skip
-        await self.box.make(Wanted("v", self.model.size, "start-1", 0, -1, None, self.history))
+        await self.box.make(Wanted("v", self.model.size, "start-1", 0, -1, self.recovery, self.history))
         await self.box.open(self.history)
         self.tasks = self.box.start()
         return self.box.projector
@@ -304,3 +307,39 @@ async def test_a_view_below_the_floor_fails_instead_of_lying(tmp_path) -> None:
         await View(projector, done, None).read(0, 4096)
     assert caught.value.errno == errno.EIO
     await site.kill()
+
+
+@pytest.mark.qemu
+async def test_a_volume_that_outgrows_its_target_says_so_at_once(short_dir, tmp_path) -> None:
+    """Not when the growth is applied, a history later; points stay, and it goes on by itself."""
+    file = short_dir / "r.raw"
+    model = JournalModel()
+    file.write_bytes(bytes(model.size))
+    server = qemu_nbd(short_dir, file)
+    try:
+        model.protect()
+        site = Site(tmp_path, model, History(86400, 1 << 30))
+        site.recovery = server.uri
+        projector = await site.start()
+        await site.publish()
+        await site.settle()
+        good, small = model.last, model.size
+        model.size *= 2
+        model.image.extend(bytes(small))
+        model.source.extend(bytes(small))
+        model.start_epoch("resumed after a pause")
+        model.sync(mode="delta")
+        await site.publish()
+        await projector.changed.wait_for(lambda: projector.storage is not None, WAIT, "no room")
+        assert projector.storage.fields["errno"] == errno.ENOSPC
+        assert f"has {small} bytes, the volume {model.size}" in projector.storage.message
+        assert projector.storage.hint
+        assert bytes(await View(projector, good, None).read(0, small)) == model.image_at(good)
+        server.kill()
+        os.truncate(file, model.size)
+        server.start()
+        await projector.changed.wait_for(lambda: projector.storage is None, 3 * WAIT, "room")
+        assert await site.read(model.last) == model.image_at(model.last)
+        await site.kill()
+    finally:
+        server.kill()

@@ -222,3 +222,35 @@ def test_any_journal_is_judged_as_its_writer_meant_and_resumes_anywhere(records,
         poisoned = poisoned or meant == "poison"
     fenced = sum(meant == "fenced" for _, meant in records)
     assert folded.state.fenced_events <= fenced if poisoned else folded.state.fenced_events == fenced
+
+
+@pytest.mark.parametrize("completed", [False, True])
+def test_a_delta_sync_needs_a_full_one_that_was_completed(completed: bool) -> None:
+    """What an agent relies on that is not there stops the volume instead of closing the gap."""
+    begin = BEGIN if completed else BEGIN[:2]
+    again = [epoch_started(2, B), sync_started(2, B, 1, "delta"), sync_completed(2, B, 2)]
+    folded, verdicts = fold(*begin, *again)
+    assert (folded.state.gap_first_offset is None) is completed
+    assert (Verdict.POISON in verdicts) is not completed
+    if not completed:
+        assert folded.state.poison_reason == "a delta sync of a volume that is not whole"
+        third = [epoch_started(3, A), sync_started(3, A, 1), sync_completed(3, A, 2)]
+        for offset, item in enumerate(third, folded.state.last_offset + 1):
+            folded.feed(offset, item)
+        assert folded.state.gap_first_offset is None
+
+
+def test_a_full_sync_after_poison_that_was_not_completed_is_no_base() -> None:
+    poison = write(1, A, 3, start=SIZE)
+    half = [epoch_started(2, B), sync_started(2, B, 1)]
+    delta = [epoch_started(3, A), sync_started(3, A, 1, "delta"), sync_completed(3, A, 2)]
+    folded, verdicts = fold(*BEGIN, poison, *half, *delta)
+    assert verdicts.count(Verdict.POISON) == 2
+    assert folded.state.gap_first_offset == 3
+
+
+def test_a_position_of_an_older_version_is_whole() -> None:
+    document = fold(*BEGIN)[0].state.to_dict()
+    for name in ("based", "establishing"):
+        del document[name]
+    assert FoldState.from_dict(document).based
