@@ -3,6 +3,8 @@ BIN := .venv/bin
 
 # Services that must be there when tests run: a missing one is a failure, not a skip. `make test REQUIRE=` skips.
 REQUIRE ?= all
+# How many tests run at once, each file's in one process. Most wait for daemons: two at a time fit on two cores.
+PARALLEL ?= -n 2 --dist loadfile
 # Passed to pytest: make test PYTEST='-k prefix -x'
 PYTEST ?=
 
@@ -23,15 +25,15 @@ demo: setup ## the main job on a real QEMU disk, with everything real; leaves no
 	@$(BIN)/python scripts/demo.py
 
 test: setup ## all tests, on real Kafka, Redis and QEMU
-	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PYTEST)
+	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST)
 
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10
-	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PYTEST) $(QEMU_TESTS)
+	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check
-	$(BIN)/pytest -q -m "not kafka and not redis and not qemu" tests/unit tests/conformance
+	$(BIN)/pytest -q $(PARALLEL) -m "not kafka and not redis and not qemu" tests/unit tests/conformance
 
 up: setup ## start a stack on this machine
 	@$(BIN)/rephub up --detach

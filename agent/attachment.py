@@ -98,7 +98,7 @@ class Attachment:
         self._sync: Sync | None = None
         self._pace = Pace(self.queue)
         self.comparing = Comparing(
-            self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes, self._compared
+            self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes, self._pace, self._compared
         )
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None
@@ -166,6 +166,10 @@ class Attachment:
         if self._sync or self.synced_offset is not None:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
         self._start(self._run_sync(server, export, done))
+
+    def set_pace(self, *, running: bool, bytes_per_second: int | None) -> None:
+        """Let sync stand still or go on, and hold a rate; also before it begins."""
+        self._pace.set(running=running, bytes_per_second=bytes_per_second)
 
     def mark_checkpoint(self, captured_at: int, /, **fields: object) -> asyncio.Future[int]:
         """Put a marker into the queue, without a pause; the future is its journal offset once acked.

@@ -14,7 +14,7 @@ from rephub.agent import attach, discover, epochs, source
 from rephub.agent.attachment import AttachmentSpec
 from rephub.agent.epochs import Hint
 from rephub.agent.parts import Parts
-from rephub.agent.plan import Held
+from rephub.agent.plan import Held, Pace
 from rephub.agent.vm import Vm
 from rephub.agent.vms import User
 from rephub.agent.workers import Owner, WorkerProcess
@@ -125,6 +125,23 @@ class Hold:
         except RephubError:
             self.held.sync_begun = False
             raise
+
+    async def set_pace(self, pace: Pace) -> None:
+        """Have the worker hold a pace from now on.
+
+        Raises:
+            RephubError: it may or may not.
+        """
+        assert self.worker is not None
+        await self.worker.call(
+            "pace",
+            SYNC_SECONDS,
+            volume=self.volume.name,
+            epoch=self.held.epoch,
+            running=pace.running,
+            bytes_per_second=pace.bytes_per_second,
+        )
+        self.held.pace = pace
 
     async def tidy(self) -> None:
         """Sync is over: give QEMU's NBD server back."""

@@ -22,6 +22,7 @@ from rephub.agent.vms import is_listening
 from rephub.agent.workers import WorkerProcess
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError
 from rephub.core.names import ack_key
+from rephub.projections import decide_sync
 from rephub.projections.catalogue import Volume
 from rephub.schemas import events as ev
 
@@ -118,11 +119,22 @@ class Keeper:
             "lag_bytes": figures.get("lag_bytes", 0),
             "rpo_seconds": round(max(figures.get("rpo_seconds", 0.0), gap or 0.0), 3),
             "dirty_bytes": figures.get("dirty_bytes", 0),
-            "sync": figures.get("sync"),
             "verify": figures.get("verify"),
+            "sync": self._sync_status(figures.get("sync")),
             "gap_since_at": self.gap_since_at,
             "reason": self.reason,
         }
+
+    def _sync_status(self, figures: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The worker's figures and why they may stand still; also of a sync that has not begun."""
+        catalogue, held = self._parts.catalogue, self.local.held
+        volume = catalogue.volumes.get(self.name)
+        if volume is None or held is None or held.synced_offset is not None:
+            return figures
+        if figures is None and not (catalogue.wants_sync(volume) and self.worker):
+            return None
+        begun = figures or {"done_bytes": 0, "total_bytes": volume.size_bytes, "eta_seconds": None}
+        return begun | decide_sync.pace(volume) | {"waiting": not self.local.turn and not volume.sync_paused}
 
     # The loop.
 
@@ -172,7 +184,7 @@ class Keeper:
         if volume is None:
             return False
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
-        undisturbed = action in (Action.NONE, Action.RECONNECT) and self.local.held is not None
+        undisturbed = action in (Action.NONE, Action.RECONNECT, Action.PACE) and self.local.held is not None
         self._verifier.look(self._hold if undisturbed else None)
         if action is Action.NONE:
             return False
@@ -182,6 +194,7 @@ class Keeper:
             Action.ATTACH: self._attach,
             Action.DETACH: self._detach,
             Action.RELEASE: self._release,
+            Action.PACE: self._set_pace,
             Action.SYNC: self._sync,
             Action.TIDY: self._tidy,
             Action.RECONNECT: self._reconnect,
@@ -304,6 +317,10 @@ class Keeper:
             mode=mode,
             total_bytes=hold.size_bytes,
         )
+
+    async def _set_pace(self, volume: Volume) -> None:
+        assert self._hold is not None
+        await self._hold.set_pace(plan.wanted_pace(volume, self.local))
 
     async def _tidy(self, _volume: Volume) -> None:
         assert self._hold is not None

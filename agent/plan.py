@@ -24,11 +24,21 @@ class Action(Enum):
     """Let go of what we hold, cleanly."""
     RELEASE = "release"
     """We hold nothing: make sure that QEMU holds nothing of ours either, and say so."""
+    PACE = "pace"
+    """Tell the worker how fast sync is to be, or that it stands still."""
     SYNC = "sync"
     TIDY = "tidy"
     """Sync is over: QEMU's NBD server is given back."""
     RECONNECT = "reconnect"
     """Capture is on, the monitor is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a sync is to run."""
+
+    running: bool = True
+    bytes_per_second: int | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +55,8 @@ class Held:
     synced_offset: int | None = None
     source_open: bool = False
     """QEMU exports the volume for sync."""
+    pace: Pace = Pace()
+    """What the worker was told last."""
 
 
 @dataclass(slots=True)
@@ -65,6 +77,8 @@ class Local:
     resynced: str = ""
     """The resync_id that the attachment at hand answers."""
     connected: bool = True
+    turn: bool = True
+    """Its sync is among those that run now (`decide_sync.turns`)."""
 
 
 def key_of(volume: Volume) -> str:
@@ -78,6 +92,11 @@ def wants_release(catalogue: Catalogue, volume: Volume) -> bool:
     if promotion is not None and volume.name not in promotion.detached:
         return True
     return bool(volume.unprotect_id) and not volume.detached
+
+
+def wanted_pace(volume: Volume, local: Local) -> Pace:
+    """How the volume's sync is to run now."""
+    return Pace(local.turn and not volume.sync_paused, volume.sync_rate_bytes_per_second or None)
 
 
 def next_action(  # noqa: PLR0911 - one return per row of the table
@@ -102,8 +121,11 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
         if not local.connected:
             return Action.RECONNECT
         due = catalogue.wants_sync(volume) and volume.epoch == held.epoch
+        pace = wanted_pace(volume, local)
+        if due and held.synced_offset is None and held.pace != pace:
+            return Action.PACE
         if due and (not held.sync_begun or (held.compares and not volume.seeded)):
-            return Action.SYNC
+            return Action.SYNC if pace.running else Action.NONE
         return Action.TIDY if held.source_open and held.synced_offset is not None else Action.NONE
     if not mine:
         return Action.NONE

@@ -29,6 +29,7 @@ from rephub.core.errors import IntegrityError, RephubError, UnavailableError
 from rephub.core.http import StatusServer
 from rephub.core.journal.port import JournalStore
 from rephub.core.names import EVENTS_TOPIC, agent_lease_key
+from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.schemas import events as ev
 
@@ -180,7 +181,9 @@ class Agent:
             if volume.agent == agent and name not in self.keepers:
                 keeper = self.keepers[name] = Keeper(name, self.parts)
                 self._runs[name] = asyncio.create_task(keeper.run())
-        for keeper in self.keepers.values():
+        turns = decide_sync.turns(self.parts.catalogue, agent, self._settings.agent.syncs_max)
+        for name, keeper in self.keepers.items():
+            keeper.local.turn = name in turns
             keeper.wake()
         self._probes.look()
         self._redirects.look()

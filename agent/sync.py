@@ -11,6 +11,7 @@ is masked; one that comes later stands later in the journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
@@ -54,35 +55,51 @@ class Source(Protocol):
 
 
 class Pace:
-    """Keeps sync behind live writes: waits for room in the queue, and holds a rate if one is set.
+    """Keeps sync behind live writes: waits for room in the queue, stands still or holds a rate if told so.
 
     Args:
         queue: whose backlog counts.
-        bytes_per_second: limit; None for none. May be changed at any time.
     """
 
-    def __init__(self, queue: EventQueue, bytes_per_second: int | None = None) -> None:
+    def __init__(self, queue: EventQueue) -> None:
         self._queue = queue
-        self._room = asyncio.Event()
+        self._changed = asyncio.Event()
         self._free_at = 0.0
-        self.bytes_per_second = bytes_per_second
+        self.running = True
+        self.bytes_per_second: int | None = None
+        """Limit; None for none."""
+        self.changes = 0
+        """How often `set` has changed something: what was measured before says nothing about what comes."""
+
+    def set(self, *, running: bool, bytes_per_second: int | None) -> None:
+        """From now on: stand still or go on, and hold a rate; reads that were issued are not taken back."""
+        if (running, bytes_per_second) == (self.running, self.bytes_per_second):
+            return
+        self.running, self.bytes_per_second = running, bytes_per_second
+        self.changes += 1
+        # What was waited for at the old rate is owed no more: it may have been hours.
+        self._free_at = 0.0
+        self._changed.set()
 
     def acked(self) -> None:
         """A batch was acked."""
-        self._room.set()
+        self._changed.set()
 
     async def wait(self, length: int) -> None:
         """Return when so many bytes may be read."""
-        while self._queue.unacked_sync_bytes > self._backlog_max():
-            self._room.clear()
-            await self._room.wait()
+        while (delay := self._delay_seconds()) != 0:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._changed.wait()
         if self.bytes_per_second:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now)
-            delay = self._free_at - now
-            self._free_at += length / self.bytes_per_second
-            if delay > 0:
-                await asyncio.sleep(delay)
+            self._free_at = max(self._free_at, time.monotonic()) + length / self.bytes_per_second
+
+    def _delay_seconds(self) -> float | None:
+        """How long to wait before looking again; None: until something changes; 0: go."""
+        if not self.running or self._queue.unacked_sync_bytes > self._backlog_max():
+            return None
+        return max(0.0, self._free_at - time.monotonic()) if self.bytes_per_second else 0.0
 
     def _backlog_max(self) -> int:
         guest = self._queue.unacked_bytes - self._queue.unacked_sync_bytes
@@ -116,7 +133,8 @@ class Sync:
         self._dirty = dirty
         self._pace = pace
         self._wake = wake
-        self._started_at = time.monotonic()
+        self._since = (time.monotonic(), 0, pace.changes)
+        """Since when the speed is measured, what was done then, and under which pace."""
         self.total_bytes = size_bytes
         self.done_bytes = 0
         self.moved_bytes = 0
@@ -124,11 +142,20 @@ class Sync:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Time left at the rate so far; None before anything was done."""
-        if not self.done_bytes:
+        """Time left at the speed since the pace was last changed; None while it stands still or nothing was done.
+
+        Before anything was done under a rate, the rate counts: holes may make it sooner.
+        """
+        pace, now = self._pace, time.monotonic()
+        if pace.changes != self._since[2]:
+            self._since = (now, self.done_bytes, pace.changes)
+        began_at, done_before, _ = self._since
+        done, left = self.done_bytes - done_before, self.total_bytes - self.done_bytes
+        if not pace.running:
             return None
-        spent = time.monotonic() - self._started_at
-        return round(spent / self.done_bytes * (self.total_bytes - self.done_bytes), 1)
+        if done:
+            return round((now - began_at) / done * left, 1)
+        return round(left / pace.bytes_per_second, 1) if pace.bytes_per_second else None
 
     async def run(self) -> int:
         """Copy everything.
@@ -147,6 +174,8 @@ class Sync:
         """Copy extents, without the marks of a sync; returns when all is enqueued. Raises: as `run`."""
         for extent in extents:
             for start, length in split(*extent, WINDOW_BYTES):
+                # Holes cost no rate, but they stand still too.
+                await self._pace.wait(0)
                 await self._window(start, length)
 
     async def _window(self, start: int, length: int) -> None:
@@ -159,6 +188,7 @@ class Sync:
                     await self._pace.wait(chunk[1])
                     await gate.acquire()
                     tasks.create_task(self._chunk(*chunk, gate))
+                    self.done_bytes = chunk[0]
         except ExceptionGroup as exc:
             raise exc.exceptions[0] from None
         self._dirty.synced(start, length)

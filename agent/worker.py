@@ -70,6 +70,7 @@ class Worker:
             "checkpoint": self._checkpoint,
             "throttle": self._throttle,
             "compare": self._compare,
+            "pace": self._pace,
         }
         if op not in handlers:
             raise UsageError(f"unknown operation {op!r}")
@@ -168,6 +169,13 @@ class Worker:
         for volume in volumes:
             if attachment := self._attachments.get(volume):
                 attachment.capture.release(throttling=on)
+        return {}
+
+    async def _pace(self, volume: str, epoch: int, running: bool, bytes_per_second: int | None) -> Document:
+        attachment = self._get(volume)
+        if attachment.spec.epoch != epoch:
+            raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
+        attachment.set_pace(running=running, bytes_per_second=bytes_per_second)
         return {}
 
     async def _end(self, attachment: Attachment, drain_seconds: float) -> int:

@@ -38,10 +38,12 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "wait": ("rephub.cli.wait:wait", "Wait until a volume is in a state."),
     "status": ("rephub.cli.status:status", "Say how well every volume is protected."),
+    "sync": ("rephub.cli.sync:sync", "Pause syncs, limit their rate, choose which goes first."),
     "timeline": ("rephub.cli.timeline:timeline", "List the points in time that can be opened."),
     "checkpoint": ("rephub.cli.checkpoint:checkpoint", "Mark a point in time by name."),
     "fot": ("rephub.cli.fot:fot", "Open a volume as it was, writable, protection undisturbed."),
     "promote": ("rephub.cli.promote:promote", "Make a point in time permanent."),
+    "fleet": ("rephub.cli.fleet:fleet", "Look after the diskboxes."),
     "doctor": ("rephub.cli.doctor:doctor", "Check this machine and the services."),
     "config": ("rephub.cli.config:config", "Show the settings and where they come from."),
 }

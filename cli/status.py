@@ -82,6 +82,8 @@ def _known(value: float | None, render: Any) -> str:
 def _sync(sync: dict[str, Any] | None) -> str:
     if not sync or not sync.get("total_bytes"):
         return ""
-    left = sync.get("eta_seconds")
+    left, rate = sync.get("eta_seconds"), sync.get("rate_bytes_per_second")
     eta = f", {format_duration(left)} left" if left is not None else ""
-    return f"{100 * sync['done_bytes'] // sync['total_bytes']} %{eta}"
+    limit = f", at most {format_bytes(rate)}/s" if rate else ""
+    held = ", paused" if sync.get("paused") else ", waits" if sync.get("waiting") else ""
+    return f"{100 * sync['done_bytes'] // sync['total_bytes']} %{held or eta}{limit}"

@@ -100,6 +100,7 @@ class AgentSettings(DaemonSection):
     checkpoint_seconds: float = Field(5.0, ge=0, le=3600, description="automatic group checkpoints; 0: none")
     freeze_seconds: float = Field(10.0, gt=0, le=60, description="--quiesce: guests are thawed by then")
     batch_bytes: ByteSize = Field(ByteSize(MIB), ge=4096, le=2 * MIB, description="journal batch")
+    syncs_max: int = Field(4, ge=1, le=1000, description="syncs that run at a time")
 
 
 class DiskboxSettings(DaemonSection):
@@ -108,12 +109,18 @@ class DiskboxSettings(DaemonSection):
     id: str = "diskbox1"
     capacity: int = Field(27, ge=1, le=1000, description="recovery volumes")
     scratch_bytes: ByteSize = Field(ByteSize(10 * GIB), ge=MIB, description="scratch of one fail-over test")
+    move_host: str = Field(
+        "", description="address on which moves to other hosts are served (nbd://); empty: a unix socket"
+    )
 
 
 class HubSettings(DaemonSection):
     """The hub."""
 
     id: str = "hub1"
+    diskbox_lost_seconds: float = Field(
+        300.0, ge=0, le=86400, description="a diskbox silent for so long is lost; 0: never by itself"
+    )
 
 
 class ProviderSettings(Section):

@@ -20,6 +20,7 @@ from rephub.projections.entities import (
     Diskbox,
     DiskboxRequest,
     Fot,
+    Move,
     PendingProtect,
     Promotion,
     Volume,
@@ -35,6 +36,7 @@ __all__ = [
     "Diskbox",
     "DiskboxRequest",
     "Fot",
+    "Move",
     "PendingProtect",
     "Promotion",
     "Volume",
@@ -55,7 +57,7 @@ class Catalogue:
         hub_epoch: epoch of the hub that is in charge, 0 before the first.
         hub: its id.
         hub_event_id: id of its HubStarted: which of two that chose the same epoch won.
-        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, comparisons: by name.
+        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, comparisons, moves: by name.
         ignored_events: how many events could not be.
         ignored: the last of them: {"offset", "event", "reason"}.
     """
@@ -70,6 +72,7 @@ class Catalogue:
         "fots": Fot,
         "promotions": Promotion,
         "comparisons": Comparison,
+        "moves": Move,
     }
 
     def __init__(self) -> None:
@@ -86,6 +89,7 @@ class Catalogue:
         self.fots: dict[str, Fot] = {}
         self.promotions: dict[str, Promotion] = {}
         self.comparisons: dict[str, Comparison] = {}
+        self.moves: dict[str, Move] = {}
         self.ignored_events = 0
         self.ignored: list[dict[str, Any]] = []
         self._seen: dict[str, None] = {}
@@ -151,7 +155,7 @@ class Catalogue:
         return (
             volume.live
             and volume.state not in ("paused", "failed_over")
-            and bool(volume.path)
+            and bool(volume.path or volume.placed_id)
             and not volume.unprotect_id
             and not volume.promotion
         )

@@ -109,6 +109,16 @@ def undisturbed(catalogue: Catalogue, volume: Volume) -> None:
         )
 
 
+def not_moving(volume: Volume) -> None:
+    """Refuse while the volume is on its way to another diskbox. Raises ConflictError."""
+    if volume.move:
+        raise ConflictError(
+            f"volume {volume.name} is being moved to another diskbox",
+            hint=f"wait until it is done, or rephub fleet cancel --volume {volume.name}",
+            state=volume.state,
+        )
+
+
 def targets(
     catalogue: Catalogue, volume: str | None, group: str | None, *, one_diskbox: bool
 ) -> list[Volume]:

@@ -1,61 +1,17 @@
-"""What the hub decides about checkpoints, fail-over tests and promotes; pure."""
+"""What the hub decides about fail-over tests and promotes; pure."""
 
 from __future__ import annotations
 
 from rephub.core.errors import ConflictError, NotFoundError, PointNotAvailableError, UsageError
 from rephub.core.names import check_name
 from rephub.projections.catalogue import Catalogue
-from rephub.projections.decide import POINT_KINDS, fulfilled, listed, make, one_of, targets
+from rephub.projections.decide import POINT_KINDS, fulfilled, listed, make, not_moving, one_of, targets
 from rephub.projections.entities import Promotion, Volume
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
 PLAN_SECONDS_MAX = 120
 """A plan reads an index, not data: a diskbox that does not answer by then is down."""
-
-
-def create_checkpoint(catalogue: Catalogue, command: cmd.CreateCheckpoint, now: int) -> ev.Record:
-    """Ask the agent for markers in all journals of the target.
-
-    Raises:
-        UsageError: bad name.
-        NotFoundError: unknown volume or group.
-        ConflictError: the name is taken, a member is not protected, the members are on several agents.
-    """
-    name = check_name(command.checkpoint, "checkpoint")
-    old = catalogue.checkpoints.get(name)
-    if old is not None and old.state != "failed":
-        raise ConflictError(
-            f"checkpoint {name} exists already", hint="choose another name: rephub checkpoint list"
-        )
-    volumes = targets(catalogue, command.volume, command.group, one_diskbox=False)
-    for volume in volumes:
-        if volume.state != "protected" or not volume.attached:
-            raise ConflictError(
-                f"volume {volume.name} is {volume.state}: a checkpoint would not be consistent",
-                hint=f"rephub wait {volume.name} --state protected",
-                state=volume.state,
-            )
-    agents = sorted({volume.agent for volume in volumes})
-    if len(agents) > 1:
-        raise ConflictError(
-            f"group {command.group} spans the agents {', '.join(agents)}",
-            hint="one agent has to capture all volumes of a group",
-        )
-    return make(
-        catalogue,
-        ev.CheckpointRequested,
-        now,
-        command.id,
-        name,
-        command_id=command.id,
-        checkpoint=name,
-        volumes=tuple(volume.name for volume in volumes),
-        group=command.group,
-        agent=agents[0],
-        kind="app" if command.quiesce else "crash",
-        deadline_at=command.deadline_at,
-    )
 
 
 def _check_point(catalogue: Catalogue, command: cmd.StartFot | cmd.Promote, volumes: list[Volume]) -> None:
@@ -70,7 +26,8 @@ def _check_point(catalogue: Catalogue, command: cmd.StartFot | cmd.Promote, volu
         )
     if command.point_kind == "checkpoint":
         checkpoint = catalogue.checkpoints.get(check_name(command.point_value, "checkpoint"))
-        if checkpoint is not None and checkpoint.state != "created":
+        # The diskbox says of one that expired which point is the nearest.
+        if checkpoint is not None and checkpoint.state not in ("created", "expired"):
             raise NotFoundError(
                 f"checkpoint {checkpoint.name} is {checkpoint.state}", hint="rephub checkpoint list"
             )
@@ -178,6 +135,8 @@ def promote(catalogue: Catalogue, command: cmd.Promote, now: int) -> ev.Record:
         if command.to in {volume.path for volume in catalogue.volumes.values() if not volume.purged}:
             raise ConflictError(f"{command.to} is a recovery volume", hint="choose another path for --to")
     names = {volume.name for volume in volumes}
+    for volume in volumes:
+        not_moving(volume)
     if final:
         for other in catalogue.promotions.values():
             if other.final and not other.ended and names & set(other.volumes):

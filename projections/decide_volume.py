@@ -9,7 +9,15 @@ from rephub.core.errors import ConflictError, NotFoundError, UnavailableError, U
 from rephub.core.names import check_name
 from rephub.projections import states
 from rephub.projections.catalogue import Catalogue
-from rephub.projections.decide import fulfilled, listed, make, one_of, protected_volume, undisturbed
+from rephub.projections.decide import (
+    fulfilled,
+    listed,
+    make,
+    not_moving,
+    one_of,
+    protected_volume,
+    undisturbed,
+)
 from rephub.projections.entities import Agent, PendingProtect, Volume
 from rephub.projections.placement import place
 from rephub.schemas import commands as cmd
@@ -227,6 +235,7 @@ def unprotect(catalogue: Catalogue, command: cmd.Unprotect, now: int) -> ev.Reco
             )
         volume = protected_volume(catalogue, command.volume)
     undisturbed(catalogue, volume)
+    not_moving(volume)
     if volume.purged or (volume.retired and not command.purge):
         answer = {"volume": volume.name, "purged": volume.purged}
         return fulfilled(catalogue, command, now, answer)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_compare, decide_points, decide_volume
+from rephub.projections import (
+    decide_checkpoint,
+    decide_compare,
+    decide_fleet,
+    decide_moves,
+    decide_points,
+    decide_sync,
+    decide_volume,
+)
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -23,12 +31,16 @@ __all__ = ["decide", "pending"]
 _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.Unprotect: decide_volume.unprotect,
     cmd.Resync: decide_volume.resync,
-    cmd.CreateCheckpoint: decide_points.create_checkpoint,
+    cmd.CreateCheckpoint: decide_checkpoint.create_checkpoint,
+    cmd.DeleteCheckpoint: decide_checkpoint.delete_checkpoint,
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
     cmd.Verify: decide_compare.verify,
     cmd.CancelVerify: decide_compare.cancel,
+    cmd.SetSyncPace: decide_sync.set_pace,
+    cmd.CancelMove: decide_moves.cancel,
+    cmd.DrainDiskbox: decide_moves.drain,
 }
 
 
@@ -53,6 +65,10 @@ def decide(
             raise too_late(f"the hub did not get to this {type(command).__name__}")
         if isinstance(command, cmd.Protect):
             return [decide_volume.protect(catalogue, command, now, silent)]
+        if isinstance(command, cmd.LoseDiskbox):
+            return [decide_fleet.lose(catalogue, command, now, silent)]
+        if isinstance(command, cmd.MoveVolumes):
+            return [decide_moves.move(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

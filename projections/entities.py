@@ -19,6 +19,8 @@ class Agent:
     host: str
     pid: int
     url: str
+    state: str = "ready"
+    """One of `fleet_states.AGENT`."""
     probes: dict[str, str] = field(default_factory=dict)
     """Monitors that the hub asked about and that have not answered: path → id of the asking event."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -34,6 +36,25 @@ class Diskbox:
     pid: int
     url: str
     capacity: int
+    announced_id: str = ""
+    """Its newest DiskboxAnnounced."""
+    state: str = "ready"
+    """One of `fleet_states.DISKBOX`."""
+    lost_id: str = ""
+    """The DiskboxLost that made it lost; empty while it is not."""
+    off: bool = False
+    """While lost: it surely writes no more, its NBD targets may be taken over."""
+    drain_id: str = ""
+    """The DiskboxDrainRequested that made it draining."""
+    failed_id: str = ""
+    """While lost or draining: the newest DiskboxFailed or MoveFailed, after which its volumes wait a while."""
+    failed_at: int = 0
+    """When that was, in microseconds since the Unix epoch."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its volumes go to others."""
+        return self.state == "lost"
 
 
 @dataclass(slots=True)
@@ -125,6 +146,18 @@ class Volume:
     """Event that asks for a new attachment and was not answered by FilterAttached."""
     start_id: str = ""
     """The StartProtect that began this protection."""
+    placed_id: str = ""
+    """The VolumePlaced that gave it to its diskbox; empty: StartProtect did."""
+    placed_from: str = ""
+    """The lost diskbox from which it came then."""
+    placed_at: int = 0
+    """When that was, in microseconds since the Unix epoch."""
+    move: str = ""
+    """The move that is at work on it."""
+    needs_full: bool = False
+    """Its recovery volume is lost or new: only a full sync that began after it was made completes it."""
+    made_offset: int = -1
+    """First journal offset that its new recovery volume takes in: an attachment that began before is unknown there."""
     unprotect_id: str = ""
     """Event that ends the protection and was not answered by Unprotected."""
     purge: bool = False
@@ -144,6 +177,17 @@ class Volume:
     """The promotion that has started on it and has not ended."""
     command_id: str = ""
     """The command at work on it (protect, unprotect, resync), for the events that answer."""
+    sync_paused: bool = False
+    """Sync stands still, this one and any later one, until the operator says otherwise."""
+    sync_rate_bytes_per_second: int = 0
+    """Limit of what sync reads; 0: none."""
+    sync_priority: int = 0
+    """Higher goes first where an agent has more syncs than it runs at a time."""
+
+    @property
+    def recovery_id(self) -> str:
+        """The event that asked for its recovery volume: a position with another one is of an older life."""
+        return self.placed_id or self.start_id
 
     @property
     def live(self) -> bool:
@@ -161,7 +205,7 @@ class Checkpoint:
     agent: str
     kind: str
     state: str = "requested"
-    """requested, created, failed."""
+    """requested, created, expired (no volume has it any more), failed, deleted."""
     offsets: dict[str, int] = field(default_factory=dict)
     captured_at: int = 0
     deadline_at: int = 0
@@ -169,6 +213,15 @@ class Checkpoint:
     reason: str = ""
     event_id: str = ""
     command_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the operator noted."""
+    expired: list[str] = field(default_factory=list)
+    """Volumes whose history window has passed it."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can be opened by it: the name may be used again."""
+        return self.state in ("failed", "expired", "deleted")
 
 
 @dataclass(slots=True)
@@ -303,6 +356,32 @@ class Comparison:
     def copies(self) -> bool:
         """The round begins with a copy of its extents."""
         return self.round > 2 and not self.sync
+
+
+@dataclass(slots=True)
+class Move:
+    """Recovery volumes on their way to another diskbox; protection and history stay whole."""
+
+    name: str
+    volumes: list[str]
+    diskbox: str
+    """Where to."""
+    previous: str
+    """Where from: it has the volumes until the move is `moved`."""
+    state: str = "requested"
+    """requested, moved, failed."""
+    served: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By volume: {"uri", "position"} of the old diskbox, which stands still there."""
+    copied: dict[str, str] = field(default_factory=dict)
+    """By volume: the path on the new diskbox, which follows the journal."""
+    reason: str = ""
+    event_id: str = ""
+    command_id: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will be done."""
+        return self.state != "requested"
 
 
 def message(error: str) -> str:

@@ -11,8 +11,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_compare, fold_points, fold_volume
-from rephub.projections.entities import Agent, Diskbox, DiskboxRequest, PendingProtect
+from rephub.projections import (
+    fold_checkpoints,
+    fold_compare,
+    fold_fleet,
+    fold_moves,
+    fold_points,
+    fold_volume,
+)
+from rephub.projections.entities import Agent, PendingProtect
+from rephub.projections.fleet_states import AGENT
 from rephub.schemas import events as ev
 
 if TYPE_CHECKING:
@@ -34,33 +42,12 @@ def _answered(_catalogue: Catalogue, _event: ev.CommandRejected | ev.CommandFulf
 def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
     agent = catalogue.agents.get(event.agent)
     if agent is None:
-        catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
+        catalogue.agents[event.agent] = Agent(
+            event.agent, event.host, event.pid, event.url, state=AGENT.first
+        )
     else:
+        agent.state = AGENT.next_state(agent.name, agent.state, "announced")
         agent.host, agent.pid, agent.url = event.host, event.pid, event.url
-
-
-def _diskbox_announced(catalogue: Catalogue, event: ev.DiskboxAnnounced) -> None:
-    catalogue.diskboxes[event.diskbox] = Diskbox(
-        event.diskbox, event.host, event.pid, event.url, event.capacity
-    )
-    catalogue.diskbox_requests.pop(event.diskbox, None)
-
-
-def _diskbox_requested(catalogue: Catalogue, event: ev.DiskboxRequested) -> None:
-    if event.diskbox in catalogue.diskboxes or event.diskbox in catalogue.diskbox_requests:
-        raise ConflictError(f"diskbox {event.diskbox} is there or asked for already")
-    catalogue.diskbox_requests[event.diskbox] = DiskboxRequest(
-        event.diskbox, event.volume, event.id, event.command_id or ""
-    )
-
-
-def _diskbox_failed(catalogue: Catalogue, event: ev.DiskboxFailed) -> None:
-    request = catalogue.diskbox_requests.get(event.diskbox)
-    if request is None or request.event_id != event.cause_id:
-        raise ConflictError(f"diskbox {event.diskbox} is not asked for, or asked for anew")
-    del catalogue.diskbox_requests[event.diskbox]
-    for pending in catalogue.protects.values():
-        pending.diskbox_error = event.error
 
 
 def _agent(catalogue: Catalogue, name: str) -> Agent:
@@ -92,15 +79,23 @@ def _protect_requested(catalogue: Catalogue, event: ev.ProtectRequested) -> None
 
 
 def _vm_probe_requested(catalogue: Catalogue, event: ev.VmProbeRequested) -> None:
-    _agent(catalogue, event.agent).probes[event.qmp] = event.id
+    agent = _agent(catalogue, event.agent)
+    agent.state = AGENT.next_state(agent.name, agent.state, "asked")
+    agent.probes[event.qmp] = event.id
     for pending in catalogue.protects.values():
         if pending.event_id == event.cause_id:
             pending.asked[event.agent] = event.id
 
 
+def _answered_probe(agent: Agent, qmp: str) -> None:
+    left = agent.probes.keys() - {qmp}
+    agent.state = AGENT.next_state(agent.name, agent.state, "answered" if left else "answered_last")
+    agent.probes.pop(qmp, None)
+
+
 def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
     agent = _agent(catalogue, event.agent)
-    agent.probes.pop(event.qmp, None)
+    _answered_probe(agent, event.qmp)
     agent.vms[event.qmp] = {
         "vm": event.vm,
         "version": event.version,
@@ -115,7 +110,7 @@ def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
 
 def _vm_probe_failed(catalogue: Catalogue, event: ev.VmProbeFailed) -> None:
     agent = _agent(catalogue, event.agent)
-    agent.probes.pop(event.qmp, None)
+    _answered_probe(agent, event.qmp)
     agent.vms.pop(event.qmp, None)
     for pending in catalogue.protects.values():
         if pending.qmp == event.qmp and event.agent in pending.asked:
@@ -129,14 +124,14 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.CommandRejected: _answered,
     ev.CommandFulfilled: _answered,
     ev.AgentAnnounced: _agent_announced,
-    ev.DiskboxAnnounced: _diskbox_announced,
-    ev.DiskboxRequested: _diskbox_requested,
-    ev.DiskboxFailed: _diskbox_failed,
     ev.ProtectRequested: _protect_requested,
     ev.VmProbeRequested: _vm_probe_requested,
     ev.VmAnnounced: _vm_announced,
     ev.VmProbeFailed: _vm_probe_failed,
+    **fold_fleet.FOLDS,
+    **fold_moves.FOLDS,
     **fold_volume.FOLDS,
     **fold_points.FOLDS,
     **fold_compare.FOLDS,
+    **fold_checkpoints.FOLDS,
 }

@@ -1,4 +1,4 @@
-"""How the events about checkpoints, fail-over tests and promotions change the catalogue; see `fold.py`."""
+"""How the events about fail-over tests and promotions change the catalogue; see `fold.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections.entities import Checkpoint, Fot, Promotion, message
+from rephub.projections.entities import Fot, Promotion, message
 from rephub.projections.states import next_state
 from rephub.schemas import events as ev
 
@@ -16,54 +16,6 @@ if TYPE_CHECKING:
 
 ENDED_MAX = 1000
 """Ended tests, and ended promotions, that the catalogue remembers."""
-
-
-def _checkpoint_requested(catalogue: Catalogue, event: ev.CheckpointRequested) -> None:
-    old = catalogue.checkpoints.get(event.checkpoint)
-    if old is not None and old.state != "failed":
-        raise ConflictError(f"checkpoint {event.checkpoint} exists")
-    catalogue.checkpoints.pop(event.checkpoint, None)
-    catalogue.checkpoints[event.checkpoint] = Checkpoint(
-        name=event.checkpoint,
-        volumes=list(event.volumes),
-        group=event.group,
-        agent=event.agent,
-        kind=event.kind,
-        deadline_at=event.deadline_at or 0,
-        event_id=event.id,
-        command_id=event.command_id or "",
-    )
-
-
-def _requested_checkpoint(catalogue: Catalogue, name: str) -> Checkpoint:
-    checkpoint = catalogue.checkpoints.get(name)
-    if checkpoint is None or checkpoint.state != "requested":
-        state = "unknown" if checkpoint is None else checkpoint.state
-        raise ConflictError(f"checkpoint {name} is {state}, not requested")
-    return checkpoint
-
-
-def _checkpoint_created(catalogue: Catalogue, event: ev.CheckpointCreated) -> None:
-    checkpoint = _requested_checkpoint(catalogue, event.checkpoint)
-    checkpoint.state = "created"
-    checkpoint.kind = event.kind
-    checkpoint.offsets = dict(event.offsets)
-    checkpoint.captured_at = event.captured_at
-
-
-def _checkpoint_failed(catalogue: Catalogue, event: ev.CheckpointFailed) -> None:
-    checkpoint = _requested_checkpoint(catalogue, event.checkpoint)
-    checkpoint.state, checkpoint.reason = "failed", message(event.error)
-
-
-def forget_checkpoints(catalogue: Catalogue, name: str) -> None:
-    """The journal is gone, and with it the markers."""
-    for checkpoint in list(catalogue.checkpoints.values()):
-        if name in checkpoint.volumes:
-            checkpoint.volumes.remove(name)
-            checkpoint.offsets.pop(name, None)
-            if not checkpoint.volumes:
-                del catalogue.checkpoints[checkpoint.name]
 
 
 def _fot_requested(catalogue: Catalogue, event: ev.FotRequested) -> None:
@@ -182,7 +134,7 @@ def _promote_planned(catalogue: Catalogue, event: ev.PromotePlanned) -> None:
 def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
     promotion = _promotion(catalogue, event.promotion, "planned")
     volumes = [catalogue.volumes.get(name) for name in promotion.volumes]
-    if not promotion.final or any(volume is None or not volume.live for volume in volumes):
+    if not promotion.final or any(volume is None or not volume.live or volume.move for volume in volumes):
         raise ConflictError(f"promotion {event.promotion} cannot start")
     promotion.state = "started"
     for volume in volumes:
@@ -229,9 +181,6 @@ def _prune(entities: dict[str, Fot] | dict[str, Promotion]) -> None:
 
 
 FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
-    ev.CheckpointRequested: _checkpoint_requested,
-    ev.CheckpointCreated: _checkpoint_created,
-    ev.CheckpointFailed: _checkpoint_failed,
     ev.FotRequested: _fot_requested,
     ev.FotStarted: _fot_started,
     ev.FotFailed: _fot_failed,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections import fold_points, fold_sync, states
+from rephub.projections import fold_checkpoints, fold_sync, states
 from rephub.projections.entities import Volume, message
 from rephub.schemas import events as ev
 
@@ -111,8 +111,20 @@ def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreat
     volume = known_volume(catalogue, event.volume)
     if not volume.live or volume.unprotect_id or event.diskbox != volume.diskbox:
         raise ConflictError(f"volume {event.volume} wants no recovery volume on {event.diskbox}")
+    if volume.placed_id and not volume.path:
+        _recovery_volume_made_anew(volume, event)
     volume.path = event.path
     volume.seeded = bool(event.seeded)
+
+
+def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) -> None:
+    """Behind a running capture: a new attachment, with a full sync, gives it its content."""
+    if volume.stopped:
+        move(volume, "placed", event.at, f"diskbox {volume.placed_from} was lost, a new copy is made")
+        volume.stopped = ""
+    volume.made_offset = -1 if event.first_offset is None else event.first_offset
+    if volume.epoch:
+        volume.resync_id = event.id
 
 
 def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
@@ -126,7 +138,8 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     volume.attachment_id = event.attachment_id
     volume.epoch_offset = event.offset
     volume.attached = volume.attached_before = True
-    volume.resync_id = ""
+    if event.offset >= volume.made_offset:
+        volume.resync_id = ""
     volume.detached = False
     promotion = catalogue.promotions.get(volume.promotion)
     if promotion is not None and volume.name in promotion.detached:
@@ -155,6 +168,8 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
     volume = _current(catalogue, event.volume, event.epoch)
     if event.epoch != volume.epoch:
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
+    if volume.needs_full and (volume.resync_id or not volume.path):
+        raise ConflictError(f"the recovery volume of {event.volume} is newer than epoch {event.epoch}")
     if volume.sync_mode in ("full", "compare"):
         # Every byte was copied, or found equal: what a verify found is gone.
         volume.differs = ""
@@ -165,6 +180,7 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
     else:
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
+    volume.needs_full, volume.made_offset = False, -1
 
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
@@ -207,6 +223,9 @@ def _volume_stopped(catalogue: Catalogue, event: ev.VolumeStopped) -> None:
 
 def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     volume = known_volume(catalogue, event.volume)
+    box = catalogue.diskboxes.get(volume.diskbox)
+    if box is not None and box.lost:
+        raise ConflictError(f"diskbox {box.name} of volume {event.volume} is lost")
     if not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
     elif volume.synced_epoch == volume.epoch:
@@ -218,7 +237,7 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
 
 def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> None:
     volume = known_volume(catalogue, event.volume)
-    if volume.purged or volume.unprotect_id or volume.promotion:
+    if volume.purged or volume.unprotect_id or volume.promotion or volume.move:
         raise ConflictError(f"volume {event.volume} cannot be unprotected now")
     volume.unprotect_id = event.id
     volume.purge = event.purge
@@ -250,7 +269,14 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
         volume.path = volume.attachment_id = ""
         volume.epoch = volume.sync_epoch = volume.synced_epoch = 0
         volume.epoch_offset = -1
-        fold_points.forget_checkpoints(catalogue, volume.name)
+        fold_checkpoints.forget_checkpoints(catalogue, volume.name)
+
+
+def _sync_pace_set(catalogue: Catalogue, event: ev.SyncPaceSet) -> None:
+    volume = known_volume(catalogue, event.volume)
+    volume.sync_paused = event.paused
+    volume.sync_rate_bytes_per_second = event.rate_bytes_per_second
+    volume.sync_priority = event.priority
 
 
 FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
@@ -269,4 +295,5 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.UnprotectRequested: _unprotect_requested,
     ev.RecoveryVolumeReleased: _recovery_volume_released,
     ev.Unprotected: _unprotected,
+    ev.SyncPaceSet: _sync_pace_set,
 }

@@ -6,7 +6,8 @@ that was killed between an event and its reaction finishes after its restart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError, from_json
 from rephub.projections import decide_compare, decide_volume
@@ -15,23 +16,36 @@ from rephub.projections.decide import expired, make, too_late
 from rephub.projections.decide_points import pinned_below
 from rephub.projections.entities import Agent, PendingProtect, Promotion, Volume
 from rephub.projections.placement import overflow
+from rephub.projections.reactions_fleet import of_fleet
 from rephub.schemas import events as ev
 
+NOBODY: Mapping[str, str] = MappingProxyType({})
 
-def pending(catalogue: Catalogue, now: int, silent: Collection[str] = ()) -> list[ev.Record]:
+
+def pending(
+    catalogue: Catalogue,
+    now: int,
+    silent: Collection[str] = (),
+    gone: Mapping[str, str] = NOBODY,
+    lost_seconds: float = 0.0,
+) -> list[ev.Record]:
     """The events that are due.
 
     Args:
         catalogue: folded up to the head.
         now: microseconds since the Unix epoch; decides about deadlines alone.
         silent: diskboxes that do not answer; nothing is placed there.
+        gone: those that have been silent for `lost_seconds` and are lost by that, with their announcement.
+        lost_seconds: that limit.
 
     Returns:
-        Events to append, in order; at most one StartProtect or DiskboxRequested, because each changes where the
-        next one may go.
+        Events to append, in order; at most one StartProtect, DiskboxRequested, or group of VolumePlaced, because each
+        changes where the next one may go.
         Fold them and ask again until nothing is due.
     """
-    due: list[ev.Record] = []
+    due: list[ev.Record] = list(of_fleet(catalogue, now, silent, gone, lost_seconds))
+    if due:
+        return due
     for waiting in catalogue.protects.values():
         due += _of_protect(catalogue, waiting, now, silent)
         if due and isinstance(due[-1], ev.StartProtect | ev.DiskboxRequested):
@@ -112,7 +126,8 @@ def _agent_of(catalogue: Catalogue, waiting: PendingProtect, now: int) -> Agent 
 
 def _of_volume(catalogue: Catalogue, volume: Volume, now: int) -> Iterator[ev.Record]:
     if volume.unprotect_id:
-        if volume.detached and volume.released:
+        box = catalogue.diskboxes.get(volume.diskbox)
+        if volume.detached and (volume.released or (box is not None and box.lost)):
             yield make(
                 catalogue,
                 ev.Unprotected,

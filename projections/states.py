@@ -51,6 +51,15 @@ TABLE: dict[str, dict[str, str]] = {
         "paused": "failed",
         "failed": "failed",
     },
+    # VolumePlaced: its diskbox was lost, another one makes a new recovery volume
+    "placed": {
+        "syncing": "gap",
+        "protected": "gap",
+        "gap": "gap",
+        "resyncing": "gap",
+        "failed": "gap",
+        "paused": "paused",
+    },
     # VolumeResumed: by what holds of its capture
     "resumed_synced": {"failed": "protected", "protected": "protected"},
     "resumed_syncing": {"failed": "resyncing", "resyncing": "resyncing", "syncing": "syncing"},

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rephub.core.errors import from_dict
+from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Volume
+from rephub.projections.fleet_states import group_state
 
 CAPTURED = ("syncing", "protected", "resyncing", "gap")
 """States that stand and fall with the agent."""
@@ -46,7 +48,7 @@ def merge(
         waited_seconds: how long a daemon that did not answer was waited for.
 
     Returns:
-        `{"volumes", "parts", "problems", "hub": {…}}`; `problems` is empty when protection is whole.
+        `{"volumes", "groups", "parts", "problems", "hub": {…}}`; `problems` is empty when protection is whole.
     """
     silent = {
         name: _silence("agent", name, agents.get(name), now, waited_seconds) for name in catalogue.agents
@@ -69,12 +71,19 @@ def merge(
     ]
     problems = [hub_problem] if hub_problem else []
     problems += [f"{part['kind']} {part['name']} is not running" for part in parts if not part["alive"]]
-    problems += [why for why in (*silent.values(), *silent_boxes.values()) if why]
+    holding = {volume.diskbox for volume in catalogue.volumes.values() if not volume.retired}
+    problems += [why for why in silent.values() if why]
+    problems += [
+        why
+        for name, why in silent_boxes.items()
+        if why and (name in holding or not catalogue.diskboxes[name].lost)
+    ]
     for volume in volumes:
         if volume["state"] not in GOOD or not volume["consistent"] or volume["reason"]:
             problems.append(_sentence(volume))
     return {
         "volumes": volumes,
+        "groups": _groups(volumes),
         "parts": parts,
         "problems": list(dict.fromkeys(problems)),
         "hub": {
@@ -85,6 +94,22 @@ def merge(
     }
 
 
+def _groups(volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each group is as its worst member says."""
+    members: dict[str, list[dict[str, Any]]] = {}
+    for volume in volumes:
+        members.setdefault(volume["group"], []).append(volume)
+    return [
+        {
+            "group": group,
+            "state": group_state(one["state"] for one in found),
+            "consistent": all(one["consistent"] for one in found),
+            "volumes": [one["volume"] for one in found],
+        }
+        for group, found in sorted(members.items())
+    ]
+
+
 def only(document: dict[str, Any], volume: str) -> dict[str, Any] | None:
     """The document with one volume in it and the problems of that one and of all parts; None: no such volume."""
     found = [entry for entry in document["volumes"] if entry["volume"] == volume]
@@ -92,7 +117,8 @@ def only(document: dict[str, Any], volume: str) -> dict[str, Any] | None:
         return None
     others = {_sentence(entry) for entry in document["volumes"] if entry["volume"] != volume}
     problems = [line for line in document["problems"] if line not in others]
-    return document | {"volumes": found, "problems": problems}
+    groups = [group for group in document["groups"] if group["group"] == found[0]["group"]]
+    return document | {"volumes": found, "groups": groups, "problems": problems}
 
 
 def _sentence(volume: dict[str, Any]) -> str:
@@ -133,7 +159,8 @@ def _state(  # noqa: PLR0911 - one line for each piece of news
         return "gap", agent_silent
     if volume.attached and not agent.get("attached"):
         return "gap", agent.get("reason") or f"agent {volume.agent} does not capture it"
-    if agent.get("gap_since_at"):
+    resyncing = volume.state == "resyncing" and agent.get("attached")
+    if agent.get("gap_since_at") and not resyncing:
         return "gap", agent.get("reason") or volume.reason or "capture lost"
     if volume.state == "protected":
         if agent.get("epoch", volume.epoch) > volume.epoch:
@@ -148,6 +175,8 @@ def _volume(
     if agent_silent:
         agent = {}
     state, reason = _state(volume, agent, agent_silent, box, box_silent)
+    held_up = _held_up(volume, state, agent.get("sync"))
+    reason = reason or held_up if state == "protected" else held_up or reason
     gap_at = agent.get("gap_since_at") or volume.gap_at
     if state == "protected":
         rpo = agent.get("rpo_seconds")
@@ -176,5 +205,18 @@ def _volume(
         "dirty_bytes": agent.get("dirty_bytes"),
         "sync": agent.get("sync"),
         "verify": agent.get("verify"),
+        "sync_pace": decide_sync.pace(volume),
         "reason": reason,
     }
+
+
+def _held_up(volume: Volume, state: str, sync: dict[str, Any] | None) -> str:
+    """Why the volume's sync stands still, or a later one would; empty if it does not."""
+    resume = f"rephub sync resume {volume.name}"
+    if volume.sync_paused and state in ("syncing", "resyncing"):
+        return f"sync is paused: {resume}"
+    if volume.sync_paused and state == "protected":
+        return f"sync is paused, no gap would be closed: {resume}"
+    if state in ("syncing", "resyncing") and (sync or {}).get("waiting"):
+        return "sync waits for its turn"
+    return ""

@@ -7,9 +7,10 @@ what lies below the floor is dropped, so memory is bounded by the window: 24 h o
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 from rephub.core.errors import IntegrityError
 from rephub.projections.envelope import ByteCurve, Envelope
@@ -17,7 +18,7 @@ from rephub.projections.journal_fold import FoldState, Verdict
 from rephub.schemas.journal import Checkpoint, EpochStarted, Record
 
 CHECKPOINTS_MAX = 100_000
-"""Older periodic ones go first, then older named ones; some 20 MB."""
+"""Beyond it older periodic ones thin out, then older named ones go; some 20 MB."""
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Mark:
     captured_at: int
     kind: str
     periodic: bool
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,34 @@ class Epoch:
     first_offset: int
     at: int
     reason: str
+
+
+def thinned(marks: list[Mark]) -> list[Mark]:
+    """About half of the markers, or fewer: all names stay, periodic ones lie the farther apart the older they are.
+
+    The newest eighth stays whole; twice as old, half as many. Which ones go follows from their time alone, so that the
+    volumes of a group keep the same ones.
+    """
+    newest, eighth = marks[-1].captured_at, marks[-(CHECKPOINTS_MAX // 8)].captured_at
+    whole = max(1, newest - eighth)
+    kept = [
+        mark
+        for mark in marks
+        if not mark.periodic or _rank(mark) >= ((newest - mark.captured_at) // whole).bit_length()
+    ]
+    excess = len(kept) - CHECKPOINTS_MAX * 3 // 4
+    for periodic in (True, False):
+        goes = [mark.offset for mark in kept if mark.periodic is periodic][: max(0, excess)]
+        excess -= len(goes)
+        gone = set(goes)
+        kept = [mark for mark in kept if mark.offset not in gone]
+    return kept
+
+
+def _rank(mark: Mark) -> int:
+    """Half of all have at least 1, a quarter at least 2, and so on."""
+    bits = crc32(str(mark.captured_at).encode())
+    return (bits & -bits).bit_length() - 1 if bits else 32
 
 
 class Timeline:
@@ -103,7 +133,9 @@ class Timeline:
             self._sizes.append((offset, state.size_bytes))
         if state.checkpoint and isinstance(record, Checkpoint):
             self._add_mark(
-                Mark(offset, record.checkpoint, record.captured_at, record.kind, periodic=record.periodic)
+                Mark(
+                    offset, record.checkpoint, record.captured_at, record.kind, record.periodic, record.group
+                )
             )
 
     def _follow_gap(self, state: FoldState) -> None:
@@ -120,9 +152,7 @@ class Timeline:
         self._marks.append(mark)
         self._named[mark.checkpoint] = mark.offset
         if len(self._marks) > CHECKPOINTS_MAX:
-            half = len(self._marks) // 2
-            kept = [mark for mark in self._marks[:half] if not mark.periodic]
-            self._set_marks((kept if len(kept) < half else kept[half // 2 :]) + self._marks[half:])
+            self._set_marks(thinned(self._marks))
 
     def _set_marks(self, marks: list[Mark]) -> None:
         self._marks = marks
@@ -185,11 +215,21 @@ class Timeline:
         """Where the checkpoint is; None: not in the window."""
         return self._named.get(name)
 
+    def mark(self, name: str) -> Mark | None:
+        """The newest marker of the name; None: not in the window."""
+        offset = self._named.get(name)
+        return None if offset is None else self.mark_at(offset)
+
     def checkpoint_at(self, journal_offset: int) -> str | None:
         """The name of the checkpoint that is this very point."""
+        mark = self.mark_at(journal_offset)
+        return mark.checkpoint if mark else None
+
+    def mark_at(self, journal_offset: int) -> Mark | None:
+        """The marker that is this very point."""
         index = bisect_left(self._marks, journal_offset, key=lambda mark: mark.offset)
         if index < len(self._marks) and self._marks[index].offset == journal_offset:
-            return self._marks[index].checkpoint
+            return self._marks[index]
         return None
 
     def marks_newest_first(self) -> Iterator[Mark]:
@@ -223,12 +263,13 @@ class Timeline:
             "kind": kind, "reason": reason,
         }  # fmt: skip
 
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """Checkpoints in the window, ascending."""
+    def checkpoints(self, listed: Callable[[Mark], bool] = lambda _mark: True) -> list[dict[str, Any]]:
+        """Checkpoints in the window, ascending; those that `listed` says are none left out."""
         return [
             {"checkpoint": mark.checkpoint, "offset": mark.offset, "captured_at": mark.captured_at, "kind": mark.kind,
              "periodic": mark.periodic}
             for mark in self._marks
+            if listed(mark)
         ]  # fmt: skip
 
     def epochs(self) -> list[dict[str, Any]]:

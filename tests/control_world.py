@@ -168,7 +168,7 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
                 fields = head(ev.RecoveryVolumeReleased, volume.unprotect_id, volume.name, now, source)
                 due.append(ev.RecoveryVolumeReleased(**fields, volume=volume.name, purged=volume.purge))
         elif volume.live and not volume.path:
-            fields = head(ev.RecoveryVolumeCreated, volume.start_id, volume.name, now, source)
+            fields = head(ev.RecoveryVolumeCreated, volume.recovery_id, volume.name, now, source)
             due.append(
                 ev.RecoveryVolumeCreated(
                     **fields,
@@ -177,8 +177,18 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
                     path=volume.recovery or f"/boxes/{name}/{volume.name}",
                     seeded=volume.seed is not None or None,
                     size_bytes=volume.size_bytes,
+                    first_offset=volume.epoch * 100 + 1,
                 )
             )
+    for move in catalogue.moves.values():
+        for moving in () if move.ended else move.volumes:
+            fields = {"command_id": move.command_id, "move": move.name, "volume": moving}
+            if move.previous == name and moving not in move.served:
+                began = head(ev.MoveServed, move.event_id, moving, now, source)
+                due.append(ev.MoveServed(**began, **fields, uri="nbd+unix:///v?socket=/s", position="{}"))
+            if move.diskbox == name and moving in move.served and moving not in move.copied:
+                ended = head(ev.MoveCopied, move.event_id, moving, now, source)
+                due.append(ev.MoveCopied(**ended, **fields, path=f"/boxes/{name}/{moving}"))
     return (
         due + _diskbox_views(catalogue, name, now, source) + _diskbox_compares(catalogue, name, now, source)
     )
@@ -286,6 +296,8 @@ class World:
         self.now = START
         self.silent: set[str] = set()
         """Diskboxes that the hub does not hear."""
+        self.gone: dict[str, str] = {}
+        """Diskboxes that are silent for too long: name → the announcement of the process that is."""
         self.provides: int | None = None
         """Capacity of the diskboxes that the provider brings; None: it fails."""
         self.vms: dict[str, dict[str, list[ev.NodeInfo]]] = {
@@ -324,6 +336,20 @@ class World:
             "deadline_at": self.now + 60 * SECOND,
         }
         return kind(**(rest | fields))
+
+    def dies(self, diskbox: str) -> None:
+        """A diskbox falls silent, for as long as it takes to be lost."""
+        self.silent.add(diskbox)
+        self.gone[diskbox] = self.catalogue.diskboxes[diskbox].announced_id
+
+    def announces(self, diskbox: str, life: str, capacity: int = 27) -> None:
+        """A process of a diskbox says that it is there."""
+        self.silent.discard(diskbox)
+        fields = head(ev.DiskboxAnnounced, life, diskbox, self.now, f"diskbox/{diskbox}")
+        url = f"http://{diskbox}"
+        self.append(
+            ev.DiskboxAnnounced(**fields, diskbox=diskbox, host="h", pid=4, url=url, capacity=capacity)
+        )
 
     def protect_command(self, volume: str = "v1", **changes: Any) -> cmd.Protect:
         """A Protect of node n1 that is as it should be."""
@@ -366,12 +392,13 @@ class World:
 
     def due(self) -> list[ev.Record]:
         """What hub and actors would write next."""
-        found = list(pending(self.catalogue, self.now, self.silent))
+        found = list(pending(self.catalogue, self.now, self.silent, self.gone, 300.0))
         found += [self.provided(request) for request in self.catalogue.diskbox_requests.values()]
         for name in self.catalogue.agents:
             found += agent_due(self.catalogue, name, self.vms[name], self.now)
         for name in self.catalogue.diskboxes:
-            found += diskbox_due(self.catalogue, name, self.now)
+            if name not in self.silent:
+                found += diskbox_due(self.catalogue, name, self.now)
         return found
 
     def provided(self, request: DiskboxRequest) -> ev.Record:

@@ -54,7 +54,7 @@ class DiskboxSite:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
-    async def tell(self, kind: type, **fields: Any) -> str:
+    async def tell(self, kind: type, /, **fields: Any) -> str:
         """An event of hub or agent; returns its id."""
         event_id = fields.pop("id", str(uuid.uuid4()))
         event = kind(id=event_id, at=1, source="test", hub_epoch=0, **fields)
@@ -132,6 +132,18 @@ class DiskboxSite:
             ),
             f"{name} answered",
         )
+
+    async def checkpoint(self, name: str, offsets: dict[str, int]) -> None:
+        """A named checkpoint of the catalogue whose markers are there; without offsets one that failed."""
+        volumes = tuple(offsets or self.models)
+        await self.tell(ev.CheckpointRequested, checkpoint=name, volumes=volumes, agent="a", kind="crash")
+        if offsets:
+            made = {"kind": "crash", "offsets": offsets, "captured_at": 1}
+            await self.tell(ev.CheckpointCreated, checkpoint=name, **made)
+        else:
+            await self.tell(ev.CheckpointFailed, checkpoint=name, error="{}")
+        state = "created" if offsets else "failed"
+        await self.until(lambda catalogue: catalogue.checkpoints[name].state == state, f"{name} {state}")
 
     async def stop_fot(self, name: str) -> None:
         await self.tell(ev.FotStopRequested, fot=name)

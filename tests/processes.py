@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -23,8 +24,9 @@ def freeze(pid: int) -> None:
 
 
 def thaw(pid: int) -> None:
-    """SIGCONT."""
-    os.kill(pid, signal.SIGCONT)
+    """SIGCONT; nothing if the process is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def _thread_states(pid: int) -> list[str]:

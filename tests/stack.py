@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rephub.cli.main import run
+from rephub.core.control.kafka import KafkaControlLog
+from rephub.core.names import EVENTS_TOPIC
 
 REPHUB = Path(__file__).resolve().parent.parent / ".venv/bin/rephub"
 
@@ -86,6 +89,23 @@ class Stack:
     def down(self) -> None:
         """Stop everything."""
         self.call("down")
+
+
+def bootstrap(stack: Stack) -> str:
+    return str(json.loads((stack.state_dir / "endpoints.json").read_text())["bootstrap"])
+
+
+def events(stack: Stack) -> list[Any]:
+    """The event log."""
+
+    async def read() -> list[Any]:
+        control = KafkaControlLog(bootstrap(stack))
+        await control.start()
+        entries = await control.read(EVENTS_TOPIC, 0, await control.next_offset(EVENTS_TOPIC))
+        await control.close()
+        return [event for _, event in entries]
+
+    return asyncio.run(read())
 
 
 def read_uri(uri: str, scratch: Path) -> bytes:

@@ -23,7 +23,7 @@ from rephub.core.errors import ConflictError, NotFoundError
 from rephub.core.nbd.server import NbdServer
 from rephub.core.nbd.uri import unix_uri
 from rephub.projections.entities import Checkpoint, Fot
-from rephub.projections.points import Resolved, resolve_group
+from rephub.projections.points import Resolved, listed_in, resolve_checkpoint, resolve_group
 from rephub.schemas.events import ViewItem
 
 log = logging.getLogger(__name__)
@@ -80,15 +80,10 @@ async def resolve_point(
     await asyncio.gather(*(projector.catch_up() for projector in projectors.values()))
     timelines = {name: projector.timeline for name, projector in projectors.items()}
     known = checkpoints.get(value) if kind == "checkpoint" else None
-    try:
-        resolved = resolve_group(timelines, kind, value)
-    except NotFoundError:
-        if known is None or not all(name in known.offsets for name in names):
-            raise
-        resolved = {
-            name: resolve_group({name: timeline}, "offset", str(known.offsets[name]))[name]
-            for name, timeline in timelines.items()
-        }
+    if known is not None and known.state in ("created", "expired") and set(names) <= known.offsets.keys():
+        resolved = resolve_checkpoint(timelines, known)
+    else:
+        resolved = resolve_group(timelines, kind, value, listed_in(checkpoints, strictly=len(names) > 1))
     return {name: (projectors[name], resolved[name]) for name in names}
 
 

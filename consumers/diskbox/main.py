@@ -92,6 +92,7 @@ async def _diskbox(settings: Settings) -> AsyncIterator[Diskbox]:
             bitmaps,
             scratch_bytes=settings.diskbox.scratch_bytes,
             capacity=settings.diskbox.capacity,
+            move_host=settings.diskbox.move_host,
         )
 
 

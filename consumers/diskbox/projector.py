@@ -201,7 +201,7 @@ class Projector:
             elif isinstance(record, (Write, SyncData)):
                 self.index.add(journal_offset, record.start, len(record.data), DATA)
         self.timeline.feed(state, record, verdict, len(stored.value))
-        if self._at_once() and self.storage is None:
+        if self._at_once() and self.storage is None and self._frozen_at is None:
             self._remember(event, len(stored.value))
         if verdict is Verdict.MARKER and isinstance(record, Digest) and self.on_digest is not None:
             self.on_digest(journal_offset, record)
@@ -371,7 +371,39 @@ class Projector:
         if self.applier.applied_offset < journal_offset and self.storage is not None:
             raise self.storage
 
+    def freeze(self) -> None:
+        """Apply nothing beyond the intent until `thaw`; reading goes on."""
+        self._frozen_at = self.applier.intent_offset
+        self._forget_all_recent()
+        self.changed.notify()
+
+    async def stand_still(self, timeout_seconds: float) -> int:
+        """Freeze, and wait until the recovery volume is exactly a point.
+
+        Returns:
+            That point: applied, intent and floor.
+
+        Raises:
+            DeadlineError: not in time.
+            StorageError: the disk refuses.
+            IntegrityError: the journal diverged.
+        """
+        self.freeze()
+        applier = self.applier
+        await self.changed.wait_for(
+            lambda: (
+                applier.applied_offset >= max(applier.intent_offset, self.floor_offset)
+                or self.storage is not None
+                or self.divergence is not None
+            ),
+            timeout_seconds,
+            f"applying {self.volume} up to its intent",
+        )
+        if (error := self.storage or self.divergence) is not None:
+            raise error
+        return applier.applied_offset
+
     def thaw(self) -> None:
-        """Undo `apply_exactly`: trail the head again."""
+        """Undo `apply_exactly` or `freeze`: trail the head again."""
         self._frozen_at = None
         self.changed.notify()

@@ -14,8 +14,8 @@ from rephub.consumers.diskbox.fots import Fots, projector_of, resolve_point
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.signals import Signal
 from rephub.consumers.diskbox.view import View
-from rephub.consumers.diskbox.volume import BoxVolume
-from rephub.core.errors import ConflictError, DeadlineError, PointNotAvailableError
+from rephub.consumers.diskbox.volume import BoxVolume, Owns, always
+from rephub.core.errors import ConflictError, DeadlineError, PointNotAvailableError, UnavailableError
 from rephub.core.journal.port import JournalStore
 from rephub.core.targets import is_ours_to_delete
 from rephub.projections.entities import Checkpoint, Promotion
@@ -38,6 +38,7 @@ class Promotions:
         volumes: by name; shared with the diskbox.
         fots: the open tests.
         detach_seconds: see DETACH_SECONDS.
+        owns: asks the log whether a volume is still this diskbox's; see `ownership.py`.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Promotions:
         fots: Fots,
         *,
         detach_seconds: float = DETACH_SECONDS,
+        owns: Owns = always,
     ) -> None:
+        self._owns = owns
         self._store = store
         self._volumes = volumes
         self._fots = fots
@@ -149,6 +152,7 @@ class Promotions:
             for box, plan in pending:
                 projector = projector_of(self._volumes, box.name)
                 _check_floor(projector, plan)
+                await self._check_ours(box.name)
                 await fence(self._store, projector, promotion.name)
             for box, plan in pending:
                 await projector_of(self._volumes, box.name).apply_exactly(plan["offset"], APPLY_SECONDS)
@@ -160,6 +164,11 @@ class Promotions:
             raise
         for box, _ in pending:
             await self.let_go(box)
+
+    async def _check_ours(self, volume: str) -> None:
+        """A fence takes the agent's epoch: not after another diskbox took the volume over. Raises UnavailableError."""
+        if not await self._owns(volume):
+            raise UnavailableError(f"volume {volume} is on another diskbox")
 
     async def let_go(self, box: BoxVolume) -> None:
         """Close a promoted device or export, for whoever uses it now, unless tests still look at it.

@@ -23,11 +23,14 @@ from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.mirror import mirror
+from rephub.consumers.diskbox.moves import Moves
+from rephub.consumers.diskbox.ownership import Ownership, Strays
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
 from rephub.consumers.diskbox.promote_jobs import PromoteJobs
 from rephub.consumers.diskbox.promotions import DETACH_SECONDS, Promotions
 from rephub.consumers.diskbox.signals import Signal
 from rephub.consumers.diskbox.volume import BoxVolume, Wanted
+from rephub.consumers.diskbox.window_watch import WindowWatch
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.control.follow import follow
 from rephub.core.control.port import ControlLog
@@ -64,6 +67,7 @@ class Diskbox:
         scratch_bytes: limit of one scratch.
         capacity: volumes it takes.
         crash_point, pace_seconds, detach_seconds: see where they go.
+        move_host: address on which moves are served; empty: a unix socket.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Diskbox:
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
         detach_seconds: float = DETACH_SECONDS,
+        move_host: str = "",
     ) -> None:
         self.name = name
         self.capacity = capacity
@@ -88,22 +93,35 @@ class Diskbox:
         self.volumes: dict[str, BoxVolume] = {}
         self.ready = False
         self.url = ""
+        self._life = str(uuid.uuid4())
         self._store, self._control, self._bitmaps = store, control, bitmaps
         self._facts = Facts(control, name)
         self.fots = Fots(self.directory / "fots", self.sockets, scratch_bytes, self.volumes)
-        self.promotions = Promotions(store, self.volumes, self.fots, detach_seconds=detach_seconds)
         self._folded = Signal()
+        self._ownership = Ownership(name, self.catalogue, control, self._folded)
+        self.promotions = Promotions(
+            store, self.volumes, self.fots, detach_seconds=detach_seconds, owns=self._ownership.owns
+        )
         self._jobs = Jobs(self._end_with, self._wake)
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
         self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
+        self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
+        self.moves = Moves(
+            name, self._life, self.directory / "volumes", self.sockets, move_host, self.catalogue, self.volumes,
+            self._jobs, self._facts, self._new_box, self._run_projector,
+        )  # fmt: skip
+        self._strays = Strays(
+            name, self.directory / "volumes", self.catalogue, self.volumes, self._jobs, self._new_box,
+            self._stop_tests_of, self.moves.expects,
+        )  # fmt: skip
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life = str(uuid.uuid4())
         self._inherited: set[str] = set()
         """Volumes that were called stopped before they were opened: whether they still are is to be said."""
+        self._called_lost = False
         self._crash_point, self._pace_seconds = crash_point, pace_seconds
 
     async def run(self) -> None:
@@ -130,6 +148,7 @@ class Diskbox:
         await self._jobs.cancel()
         for fot in list(self.fots.open):
             await self.fots.stop(fot)
+        await self.moves.close()
         for box in self.volumes.values():
             await box.close()
 
@@ -143,7 +162,7 @@ class Diskbox:
     async def _follow(self) -> None:
         async def after_batch() -> None:
             if not self.ready:
-                await self._announce()
+                await self._announce(self._life)
                 await self._open_all()
                 self.ready = True
             self._folded.notify()
@@ -151,9 +170,9 @@ class Diskbox:
 
         await follow(self._control, EVENTS_TOPIC, 0, self.catalogue.apply, after_batch)  # type: ignore[arg-type]
 
-    async def _announce(self) -> None:
+    async def _announce(self, cause_id: str) -> None:
         await self._facts.tell(
-            ev.DiskboxAnnounced, self._life, self.name,
+            ev.DiskboxAnnounced, cause_id, self.name,
             diskbox=self.name, host=socket.gethostname(), pid=os.getpid(), url=self.url, capacity=self.capacity,
         )  # fmt: skip
 
@@ -166,6 +185,9 @@ class Diskbox:
                     await self._round.wait()
             self._round.clear()
             if self.ready:
+                self.moves.round()
+                self._strays.round()
+                self._round_of_box()
                 for volume in list(self.catalogue.volumes.values()):
                     if volume.diskbox == self.name:
                         self._round_of_volume(volume)
@@ -174,16 +196,34 @@ class Diskbox:
                         self._round_of_fot(fot)
                 self._promote_jobs.round()
                 self._compare_jobs.round()
+                self._window_watch.round()
+
+    def _round_of_box(self) -> None:
+        """Called lost while it lives: it is there again, with what nobody else has taken."""
+        me = self.catalogue.diskboxes.get(self.name)
+        if me is None or (not me.lost and not self._called_lost):
+            return
+        if me.lost:
+            self._jobs.once(("return", me.lost_id), functools.partial(self._announce, me.lost_id))
+        else:
+            for volume in self.catalogue.volumes.values():
+                if volume.diskbox == self.name and volume.stopped:
+                    self._jobs.forget("look again", volume.name, volume.start_id)
+                    self._inherited.add(volume.name)
+        self._called_lost = me.lost
 
     # volumes
 
+    def _new_box(self, name: str) -> BoxVolume:
+        return BoxVolume(
+            name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
+            on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
+            owns=self._ownership.owns, compare_gate=self._compare_gate,
+        )  # fmt: skip
+
     def _box(self, name: str) -> BoxVolume:
         if name not in self.volumes:
-            self.volumes[name] = BoxVolume(
-                name, self.directory / "volumes" / name, self._store, crash_point=self._crash_point,
-                on_stopped=self._volume_stopped, on_resumed=self._volume_resumed, pace_seconds=self._pace_seconds,
-                compare_gate=self._compare_gate,
-            )  # fmt: skip
+            self.volumes[name] = self._new_box(name)
         return self.volumes[name]
 
     async def _open_all(self) -> None:
@@ -203,6 +243,10 @@ class Diskbox:
             if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
                 self.promotions.pin_again(promotion, box)
         self._compare_jobs.begin_again(box)
+        self.moves.hold(box)
+        self._run_projector(box)
+
+    def _run_projector(self, box: BoxVolume) -> None:
         for task in box.start():
             task.add_done_callback(self._task_ended)
 
@@ -215,11 +259,13 @@ class Diskbox:
             if not volume.released:
                 self._jobs.once(("release", volume.unprotect_id), functools.partial(self._release, volume))
         elif volume.live and not volume.path:
-            self._jobs.once(("make", volume.start_id), functools.partial(self._make, volume))
+            self._jobs.once(("make", volume.recovery_id), functools.partial(self._make, volume))
         elif not volume.retired:
             box = self._box(volume.name)
-            if box.position is None and not self._jobs.is_running("make", volume.start_id):
-                self._jobs.once(("open", volume.name, volume.start_id), functools.partial(self._open, volume))
+            if box.position is None and not self._jobs.is_running("make", volume.recovery_id):
+                self._jobs.once(
+                    ("open", volume.name, volume.recovery_id), functools.partial(self._open, volume)
+                )
             projector = box.projector
             if projector is not None:
                 if volume.name in self._inherited:
@@ -246,6 +292,9 @@ class Diskbox:
         except (UnavailableError, IndeterminateError):
             raise
         except RephubError as exc:
+            if volume.placed_id:  # protection goes on: said, and tried again
+                self._volume_stopped(volume.name, -1, exc)
+                raise UnavailableError(exc.message) from exc
             fields = {"volume": volume.name, "error": exc.to_json()}
             await self._facts.tell(
                 ev.ProtectFailed, volume.start_id, volume.name, volume.command_id, **fields
@@ -253,9 +302,11 @@ class Diskbox:
             return
         self._watch(box)
         await self._facts.tell(
-            ev.RecoveryVolumeCreated, volume.start_id, volume.name, volume.command_id,
+            ev.RecoveryVolumeCreated, volume.recovery_id, volume.name, volume.command_id,
             volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
-            seeded=volume.seed is not None or None,
+            # A volume that moved or is made anew elsewhere has left its seed behind.
+            seeded=_seed(volume) is not None or None,
+            first_offset=position.applied_offset + 1,
         )  # fmt: skip
 
     async def _open(self, volume: Volume) -> None:
@@ -309,7 +360,13 @@ class Diskbox:
             purged=purge,
         )
 
+    def _is_here(self, name: str) -> bool:
+        """Whether the log has the volume here; a copy that is on its way has nothing to say yet."""
+        return self.catalogue.volumes[name].diskbox == self.name
+
     def _volume_stopped(self, name: str, journal_offset: int, error: RephubError) -> None:
+        if not self._is_here(name):
+            return
         cause = f"{self._cause(name, error)}@{journal_offset}"
         text = error.to_json()
         self._jobs.once(
@@ -320,7 +377,10 @@ class Diskbox:
         )
 
     def _volume_resumed(self, name: str, journal_offset: int) -> None:
-        cause = f"{self._life}:{name}@{journal_offset}"
+        if not self._is_here(name):
+            return
+        me = self.catalogue.diskboxes.get(self.name)
+        cause = f"{self._life}/{me.announced_id if me else ''}:{name}@{journal_offset}"
         self._jobs.once(
             ("resumed", cause), lambda: self._facts.tell(ev.VolumeResumed, cause, name, volume=name)
         )
@@ -376,8 +436,15 @@ def _history(volume: Volume) -> History:
     return History(volume.history_seconds, volume.history_bytes)
 
 
+def _seed(volume: Volume) -> str | None:
+    """What the recovery volume is made of; a seed is on the host of the first diskbox alone."""
+    return None if volume.placed_id else volume.seed
+
+
 def _wanted(volume: Volume) -> Wanted:
     return Wanted(
-        volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.start_id, epoch=volume.epoch,
-        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume), seed=volume.seed,
+        volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.recovery_id, epoch=volume.epoch,
+        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume), seed=_seed(volume),
+        reason=f"diskbox {volume.placed_from} was lost" if volume.placed_id else "initial sync",
+        taken_over=bool(volume.placed_id and volume.recovery),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from rephub.consumers.diskbox.service import Diskbox
 from rephub.consumers.diskbox.volume import BoxVolume
 from rephub.core.errors import NotFoundError
 from rephub.core.units import rfc3339
+from rephub.projections.points import listed_in
 from rephub.projections.window import window_seconds
 
 
@@ -24,6 +25,10 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
         "volumes": {
             name: volume_document(box) for name, box in diskbox.volumes.items() if box.position is not None
         },
+        "moves": [
+            {"volume": name, "done_bytes": done, "total_bytes": total}
+            for name, (done, total) in diskbox.moves.progress.items()
+        ],
         "fots": [
             {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}
             for fot in diskbox.fots.open.values()
@@ -85,10 +90,13 @@ def timeline_document(diskbox: Diskbox, volume: str) -> dict[str, Any]:
     if box is None or box.projector is None:
         raise NotFoundError(f"this diskbox does not project {volume!r}", volume=volume)
     timeline = box.projector.timeline
+    listed = listed_in(diskbox.catalogue.checkpoints, strictly=False)
     return {
         "volume": volume,
         "ranges": [_timed(item, "from_at", "to_at") for item in timeline.ranges()],
-        "checkpoints": [_timed(item, "captured_at") for item in timeline.checkpoints()],
+        "checkpoints": [
+            _timed(item, "captured_at") for item in timeline.checkpoints(lambda mark: listed(volume, mark))
+        ],
         "epochs": [_timed(item, "at") for item in timeline.epochs()],
     }
 

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,14 @@ TRIM_SECONDS = 10.0
 """Between two DeleteRecords of a volume."""
 
 
+Owns = Callable[[str], Awaitable[bool]]
+
+
+async def always(_volume: str) -> bool:
+    """An `owns` for a diskbox that shares the log with nobody."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the catalogue wants of a volume."""
@@ -48,6 +56,10 @@ class Wanted:
     epoch_offset: int
     recovery: str | None
     history: History
+    reason: str = "initial sync"
+    """Of the gap until the first sync is complete."""
+    taken_over: bool = False
+    """`recovery` was that of a lost diskbox: what is on it is this volume's."""
     seed: str | None = None
 
 
@@ -61,6 +73,7 @@ class BoxVolume:
         on_resumed: called with (volume, offset).
         crash_point: see `applier.CRASH_POINTS`.
         pace_seconds: see `projector.PACE_SECONDS`.
+        owns: asks the log whether the volume is still this diskbox's; see `ownership.py`.
         compare_gate: how much is compared at once, of the whole diskbox.
     """
 
@@ -74,9 +87,11 @@ class BoxVolume:
         on_resumed: Callable[[str, int], None],
         crash_point: CrashPoint = _go_on,
         pace_seconds: float = PACE_SECONDS,
+        owns: Owns = always,
         compare_gate: asyncio.Semaphore | None = None,
     ) -> None:
         self.name = name
+        self._owns = owns
         self.directory = directory
         self._store = store
         self._on_stopped, self._on_resumed = on_stopped, on_resumed
@@ -105,7 +120,7 @@ class BoxVolume:
         if old is not None and old.ready and old.start_id == wanted.start_id:
             return old
         path = wanted.recovery or str(self.directory / "data.raw")
-        ours = old is not None and old.path == path
+        ours = wanted.taken_over or (old is not None and old.path == path)
         seed = await self._seed(wanted, path)
         identity = await check_target(path, wanted.size_bytes, ours=ours)
         if (
@@ -115,7 +130,9 @@ class BoxVolume:
         last_offset = await self._journal_end()
         epoch = max(wanted.epoch, old.applied.epoch if old else 0)
         joining = last_offset >= 0
-        state = fresh_state(last_offset, wanted.size_bytes, epoch=epoch, joining=joining)
+        state = fresh_state(
+            last_offset, wanted.size_bytes, epoch=epoch, joining=joining, reason=wanted.reason
+        )
         position = Position(wanted.volume, path, wanted.start_id, state, last_offset, identity=identity)
         if seed is not None and seeding.is_same(seed, Path(path)):
             position = replace(position, taken_over=True)
@@ -210,9 +227,11 @@ class BoxVolume:
             applied = projector.applier.applied_offset
             if applied <= max(trimmed, 0) or projector.divergence is not None:
                 continue
+            below = min([applied, *projector.pins.values()])
             with contextlib.suppress(UnavailableError):
-                await self._store.admin().delete_records(self.name, min([applied, *projector.pins.values()]))
-                trimmed = applied
+                if await self._owns(self.name):
+                    await self._store.admin().delete_records(self.name, below)
+                    trimmed = applied
 
     async def close(self) -> None:
         """Stop the projector and let go of files; the position stays as it is."""

@@ -91,6 +91,8 @@ class HubApp(faust.App):
             KafkaControlLog(bootstrap),
             journals.admin(),
             silent=liveness.silent,
+            gone=liveness.gone,
+            lost_seconds=self.settings.hub.diskbox_lost_seconds,
         )
         await self.hub.start()
         self.in_charge = True

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from rephub.consumers.hub import snapshot
 from rephub.core.control.ids import command_id, event_id
@@ -42,7 +43,7 @@ FOLD_SECONDS = 1.0
 first works through what was folded at the start already."""
 
 WRITE_SECONDS_MAX = 60.0
-"""How long one event is tried; a broker restart fits in."""
+"""How long one call of the log is tried; a broker restart fits in."""
 
 RETRY_SECONDS = 0.5
 
@@ -51,6 +52,8 @@ SNAPSHOT_SECONDS = 0.5
 
 REACTION_ROUNDS_MAX = 1000
 """Rounds of reactions without a pause; more would mean that two reactions cause each other for ever."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class Hub:
         journals: makes and deletes journals.
         clock: microseconds since the Unix epoch.
         silent: diskboxes that do not answer now.
+        gone: those that have not answered for so many seconds, see `liveness.py`.
+        lost_seconds: a diskbox that is silent for so long is lost; 0: never by itself.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class Hub:
         journals: JournalAdmin,
         clock: Callable[[], int] = now_us,
         silent: Callable[[], Collection[str]] = frozenset,
+        gone: Callable[[float], Mapping[str, str]] = lambda _seconds: {},
+        lost_seconds: float = 0.0,
     ) -> None:
         self.hub_id = hub_id
         self.catalogue = Catalogue()
@@ -90,6 +97,7 @@ class Hub:
         self._journals = journals
         self._clock = clock
         self._silent = silent
+        self._gone, self._lost_seconds = gone, lost_seconds
         self._started_id = ""
         self._in_charge = False
         self._lock = asyncio.Lock()
@@ -163,11 +171,15 @@ class Hub:
     async def answer(self, command: cmd.Record) -> None:
         """Answer a command and do what follows; returns once all of it is folded.
 
+        The decision sees every event that was in the log before: whoever saw one and sends a command because of it
+        must not be told that it has not happened.
+
         Raises:
             FencedError: another hub is in charge; the command is its to answer.
-            UnavailableError: the log does not take or return the answer.
+            UnavailableError: the log cannot be read, or does not take or return the answer.
         """
         async with self._lock:
+            await self._patiently(self._catch_up)
             self._check_in_charge()
             for event in decide(self.catalogue, command, self._clock(), self._silent()):
                 await self._write(event)
@@ -230,7 +242,8 @@ class Hub:
 
     async def _react(self) -> None:
         for _ in range(REACTION_ROUNDS_MAX):
-            due = pending(self.catalogue, self._clock(), self._silent())
+            gone = self._gone(self._lost_seconds) if self._lost_seconds else {}
+            due = pending(self.catalogue, self._clock(), self._silent(), gone, self._lost_seconds)
             if not due:
                 return
             for event in due:
@@ -292,14 +305,18 @@ class Hub:
 
     async def _append(self, event: ev.Record) -> int:
         """Append until acked; an unknown outcome is repeated with the same id, so that it counts once."""
+        return await self._patiently(lambda: self._control.append(EVENTS_TOPIC, event))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call to the log, tried again until WRITE_SECONDS_MAX are over."""
         deadline = time.monotonic() + WRITE_SECONDS_MAX
         while True:
             try:
-                return await self._control.append(EVENTS_TOPIC, event)
+                return await call()
             except (UnavailableError, IndeterminateError) as error:
                 if time.monotonic() > deadline:
-                    raise UnavailableError(f"Kafka does not take events: {error.message}") from error
-                log.warning("event not written yet", extra={"reason": error.message})
+                    raise UnavailableError(f"Kafka does not serve events: {error.message}") from error
+                log.warning("the log does not answer yet", extra={"reason": error.message})
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _catch_up(self) -> None:

@@ -11,7 +11,7 @@ from rephub.projections.catalogue import Catalogue
 
 FILE = "catalogue.json"
 
-VERSION = 1
+VERSION = 2
 """Of the document; a snapshot of another version is not used, the log is folded anew."""
 
 log = logging.getLogger(__name__)

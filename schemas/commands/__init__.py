@@ -7,6 +7,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelMove:
+    """Give up a move that has not ended; the volumes stay where they are."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelVerify:
     """End a verify that is under way."""
 
@@ -29,6 +41,54 @@ class CreateCheckpoint:
     volume: str | None = None
     group: str | None = None
     quiesce: bool
+    tags: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCheckpoint:
+    """Forget a named checkpoint; its marker stays in the journal."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainDiskbox:
+    """Move everything off a diskbox and place nothing new there, or use it again."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    diskbox: str
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseDiskbox:
+    """Give up a diskbox that does not answer: its volumes go to others."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveVolumes:
+    """Move a recovery volume and its group to another diskbox, protection goes on."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    diskbox: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +136,20 @@ class Resync:
     source: str
     deadline_at: int
     volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSyncPace:
+    """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    paused: bool | None = None
+    rate_bytes_per_second: int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,5 +205,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelVerify | CreateCheckpoint | Promote | Protect | Resync | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelVerify, CreateCheckpoint, Promote, Protect, Resync, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

@@ -20,6 +20,7 @@ class AgentAnnounced:
     host: str
     pid: int
     url: str
+    peer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,36 @@ class CheckpointCreated:
     offsets: dict[str, int]
     captured_at: int
     warning: str | None = None
+    hold_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointDeleted:
+    """A named checkpoint is forgotten; its marker stays in the journal."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointExpired:
+    """The history window of a volume has passed a named checkpoint."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    checkpoint: str
+    volume: str
+    offset: int
+    earliest_offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +129,7 @@ class CheckpointRequested:
     agent: str
     kind: str
     deadline_at: int | None = None
+    tags: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +191,20 @@ class DiskboxAnnounced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxDrainRequested:
+    """A diskbox gets nothing new and its volumes move to others, or it is used again."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskboxFailed:
     """The provider brought no diskbox; every protect that waited for one fails with this error."""
 
@@ -170,6 +216,21 @@ class DiskboxFailed:
     hub_epoch: int
     diskbox: str
     error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskboxLost:
+    """A diskbox was silent for too long, or an operator says that it is lost: its volumes go to others."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    diskbox: str
+    reason: str
+    off: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +458,67 @@ class HubStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveCopied:
+    """The new diskbox has a copy and has followed the journal to its head."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volume: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFailed:
+    """A move ended without effect, because of an error or on request."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveRequested:
+    """Recovery volumes are to move to another diskbox; they stay on theirs until VolumesMoved."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volumes: tuple[str, ...]
+    diskbox: str
+    previous_diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveServed:
+    """The old diskbox stands still at a position of the journal and serves what it has applied."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+    volume: str
+    uri: str
+    position: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteFailed:
     """PromoteFailed"""
 
@@ -539,6 +661,7 @@ class RecoveryVolumeCreated:
     diskbox: str
     path: str
     size_bytes: int
+    first_offset: int | None = None
     seeded: bool | None = None
 
 
@@ -592,6 +715,22 @@ class StartProtect:
     agent: str
     diskbox: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPaceSet:
+    """How fast, and in which order, a volume is synced from now on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    paused: bool
+    rate_bytes_per_second: int
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -749,6 +888,21 @@ class VmProbeRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumePlaced:
+    """A volume of a lost diskbox goes to another one, which makes a new recovery volume."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    volume: str
+    diskbox: str
+    previous_diskbox: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeResumed:
     """The projector goes on."""
 
@@ -807,5 +961,18 @@ class VolumeSyncStarted:
     total_bytes: int
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxFailed | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxFailed, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted,)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesMoved:
+    """From here on the new diskbox has the volumes."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    move: str
+
+
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResyncRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePlaced | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResyncRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePlaced, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)

@@ -52,6 +52,7 @@ STATUS = {
     "lag_bytes": int,
     "dirty_bytes": int,
     "sync": dict | NoneType,
+    "sync_pace": dict,
     "reason": str,
 }
 

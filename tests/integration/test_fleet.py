@@ -22,12 +22,12 @@ from rephub.consumers.hub import liveness
 from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.control.ids import command_id
 from rephub.core.control.kafka import KafkaControlLog
-from rephub.core.names import COMMANDS_TOPIC, EVENTS_TOPIC, diskbox_lease_key
+from rephub.core.names import COMMANDS_TOPIC, diskbox_lease_key
 from rephub.infra.process import start_time
 from rephub.projections.catalogue import Catalogue, Diskbox
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
-from stack import REPHUB, Stack
+from stack import REPHUB, Stack, bootstrap, events
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(240)]
 
@@ -56,23 +56,6 @@ def daemon(request: pytest.FixtureRequest, folder: Path) -> Iterator[StorageDaem
     found = StorageDaemon(folder / "vm", [DISK_BYTES] * request.param)
     yield found
     found.stop()
-
-
-def bootstrap(stack: Stack) -> str:
-    return str(json.loads((stack.state_dir / "endpoints.json").read_text())["bootstrap"])
-
-
-def events(stack: Stack) -> list[Any]:
-    """The event log."""
-
-    async def read() -> list[Any]:
-        control = KafkaControlLog(bootstrap(stack))
-        await control.start()
-        entries = await control.read(EVENTS_TOPIC, 0, await control.next_offset(EVENTS_TOPIC))
-        await control.close()
-        return [event for _, event in entries]
-
-    return asyncio.run(read())
 
 
 def protect_all(stack: Stack, qmp: Path, disks: Iterable[int]) -> None:

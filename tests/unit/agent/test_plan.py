@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rephub.agent.plan import Action, Held, Local, is_final, key_of, next_action
+from rephub.agent.plan import Action, Held, Local, Pace, is_final, key_of, next_action, wanted_pace
 from rephub.core.errors import FencedError, UnavailableError
 from rephub.projections.catalogue import Catalogue
 from rephub.schemas import events as ev
@@ -160,3 +160,28 @@ def test_lost_monitor_is_looked_for_while_capture_is_on(world: World) -> None:
     world.attached()
     world.local.connected = False
     assert world.next() is Action.RECONNECT
+
+
+def test_the_pace_is_told_before_sync_begins_and_whenever_it_changes(world: World) -> None:
+    world.created()
+    world.attached()
+    world.tell(ev.SyncPaceSet, volume="v", paused=True, rate_bytes_per_second=7 << 20, priority=0)
+    assert world.next() is Action.NONE, "nobody asked for sync yet"
+    world.tell(ev.SyncRequested, volume="v", epoch=1)
+    held = world.local.held
+    assert held is not None
+    assert world.next() is Action.PACE
+    held.pace = wanted_pace(world.catalogue.volumes["v"], world.local)
+    assert held.pace == Pace(running=False, bytes_per_second=7 << 20)
+    assert world.next() is Action.NONE, "paused before it began"
+    world.tell(ev.SyncPaceSet, volume="v", paused=False, rate_bytes_per_second=0, priority=0)
+    assert world.next() is Action.PACE
+    held.pace = Pace()
+    assert world.next() is Action.SYNC
+    held.sync_begun = True
+    world.local.turn = False
+    assert world.next() is Action.PACE, "a higher one took its place"
+    held.pace = Pace(running=False)
+    held.synced_offset = 5
+    world.local.turn = True
+    assert world.next() is Action.NONE, "it is over"

@@ -32,10 +32,16 @@ def busy_world() -> World:
         ev.VolumeStopped(**stopped, volume="v2", offset=7, error=IntegrityError("bad crc").to_json())
     )
     world.append(ev.VolumeResumed(**head(ev.VolumeResumed, "x", "v2", world.now, "diskbox/d1"), volume="v2"))
+    world.done(world.command(cmd.SetSyncPace, volume="v1", paused=True, rate_bytes_per_second=1 << 20))
     world.done(world.command(cmd.CreateCheckpoint, checkpoint="c1", group="g", quiesce=False))
     world.done(world.command(cmd.Verify, volume="v1", repair=True))
     cancelled = world.send(world.command(cmd.Verify, volume="v1", repair=False))
     world.done(world.command(cmd.CancelVerify, verify=cancelled.verify))
+    world.done(world.command(cmd.CreateCheckpoint, checkpoint="c2", group="g", quiesce=False))
+    world.done(world.command(cmd.DeleteCheckpoint, checkpoint="c2"))
+    passed = {"checkpoint": "c1", "volume": "v1", "offset": 100, "earliest_offset": 101}
+    expired = head(ev.CheckpointExpired, "x", "c1/v1", world.now, "diskbox/d1")
+    world.append(ev.CheckpointExpired(**expired, **passed))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
     world.done(world.command(cmd.StopFot, fot="f1"))
@@ -52,6 +58,8 @@ def busy_world() -> World:
     world.done(world.protect_command("v3", qmp="/nowhere"))
     world.done(world.protect_command("v4", node="ro"))
     world.done(world.command(cmd.Unprotect, volume="v2", purge=True))
+    world.protected("v6", node="n2", seed="/copy.raw")
+    world.done(world.command(cmd.Unprotect, volume="v6", purge=True))
     world.protected("v1")
     box = world.catalogue.diskboxes["d1"]
     shrunk = {"diskbox": "d1", "host": "h", "pid": 2, "url": box.url, "capacity": 1}
@@ -61,8 +69,12 @@ def busy_world() -> World:
     world.done(world.protect_command("v5", node="n2"))
     world.provides = 27
     world.done(world.protect_command("v5", node="n2"))
-    world.done(world.command(cmd.Unprotect, volume="v5", purge=True))
-    world.protected("v6", node="n2", seed="/copy.raw")
+    world.dies("diskbox1")
+    world.settle()
+    world.announces("diskbox1", "second life")
+    world.send(world.command(cmd.MoveVolumes, volume="v5", group=None, diskbox=None))
+    world.done(world.command(cmd.CancelMove, volume="v5", group=None))
+    world.done(world.command(cmd.DrainDiskbox, diskbox="diskbox2", drain=True))
     return world
 
 

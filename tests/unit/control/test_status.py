@@ -33,6 +33,7 @@ FIELDS = [
     "dirty_bytes",
     "sync",
     "verify",
+    "sync_pace",
     "reason",
 ]
 
@@ -214,3 +215,25 @@ def test_one_volume_keeps_its_own_problems(world: World) -> None:
     assert one["problems"] == []
     assert found["problems"] == ["volume v2 is gap: agent a1 does not capture it"]
     assert only(found, "nope") is None
+
+
+def test_a_paused_sync_is_said(world: World) -> None:
+    world.done(world.command(cmd.SetSyncPace, volume="v1", paused=True))
+    found = document(world)
+    assert found["volumes"][0]["sync_pace"] == {"paused": True, "rate_bytes_per_second": None, "priority": 0}
+    assert found["problems"] == [
+        "volume v1 is protected: sync is paused, no gap would be closed: rephub sync resume v1"
+    ]
+
+
+def test_a_gap_that_is_being_closed_is_resyncing(world: World) -> None:
+    world.catalogue.volumes["v1"].state = "resyncing"
+    (found,) = document(world, agents=agent(world, gap_since_at=world.now - 3 * SECOND))["volumes"]
+    assert (found["state"], found["consistent"], found["rpo_seconds"]) == ("resyncing", False, 3.0)
+
+
+def test_a_sync_that_waits_for_its_turn_is_said(world: World) -> None:
+    volume = world.catalogue.volumes["v1"]
+    volume.state = "resyncing"
+    (found,) = document(world, agents=agent(world, sync={"waiting": True}))["volumes"]
+    assert found["reason"] == "sync waits for its turn"

@@ -152,18 +152,45 @@ async def test_two_volumes_open_at_one_checkpoint_or_not_at_all(short_dir) -> No
     async with running(make_site(short_dir)) as site:
         one, two = await protected(site, "one", 1), await protected(site, "two", 2)
         marks = {"one": one.checkpoint("c1"), "two": two.checkpoint("c1")}
+        await site.checkpoint("c1", marks)
         one.checkpoint("only-one")
+        # Markers of a checkpoint that became void: they need not be of one instant.
+        void = {"one": one.checkpoint("void"), "two": two.checkpoint("void")}
+        await site.checkpoint("void", {})
         for name in marks:
             site.models[name].some_writes(4)
             await site.publish(name)
-        failed = await site.fot("f1", ["one", "two"], "checkpoint", "only-one")
-        assert failed.state == "failed"
+        for number, name in enumerate(("only-one", "void", "unheard-of")):
+            failed = await site.fot(f"f{number}", ["one", "two"], "checkpoint", name)
+            assert failed.state == "failed"
+        alone = await site.fot("alone", ["one"], "offset", str(void["one"]))
+        assert alone.views[0]["checkpoint"] is None, "a point like any other"
+        await site.stop_fot("alone")
+        listed = [mark["checkpoint"] for mark in timeline_document(site.diskbox, "two")["checkpoints"]]
+        assert listed == ["c1"]
         assert site.status("one")["pins"] == {}
         for kind, value in [("checkpoint", "c1"), ("latest", "")]:
             fot = await site.fot(f"f-{kind}", ["one", "two"], kind, value)
             assert {view["volume"]: view["offset"] for view in fot.views} == marks
             for view in fot.views:
                 assert await read_all(view["uri"]) == site.models[view["volume"]].image_at(view["offset"])
+
+
+async def test_a_checkpoint_that_the_window_has_passed_is_said_to_be(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site, history_seconds=86400, history_bytes=4 << 10)
+        offset = model.checkpoint("old")
+        await site.publish("v")
+        await site.checkpoint("old", {"v": offset})
+        fot = await site.fot("f1", ["v"], "checkpoint", "old")
+        assert fot.views[0]["offset"] == offset
+        await site.stop_fot("f1")
+        model.some_writes(40)
+        await site.publish("v")
+        await site.until(lambda catalogue: catalogue.checkpoints["old"].state == "expired", "expired")
+        assert site.status("v")["earliest_offset"] > offset
+        fot = await site.fot("f2", ["v"], "checkpoint", "old")
+        assert "before the earliest point" in fot.reason
 
 
 async def test_after_a_restart_tests_are_over_and_said_to_be(short_dir) -> None:

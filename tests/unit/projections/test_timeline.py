@@ -10,10 +10,11 @@ from journal_model import JournalModel
 from rephub.core.codec import decode_journal
 from rephub.core.errors import NotFoundError, PointNotAvailableError, UsageError
 from rephub.projections import envelope
+from rephub.projections import timeline as timeline_module
 from rephub.projections.envelope import ByteCurve, Envelope
 from rephub.projections.journal_fold import JournalFold, fresh_state
-from rephub.projections.points import resolve, resolve_group
-from rephub.projections.timeline import Timeline
+from rephub.projections.points import newest_common, resolve, resolve_group
+from rephub.projections.timeline import Mark, Timeline
 from rephub.projections.window import History, floor_target, window_seconds
 from rephub.schemas.journal import SyncCompleted
 
@@ -195,3 +196,44 @@ def test_a_group_is_opened_at_one_instant() -> None:
         resolve_group({"one": one, "two": two}, "offset", "2")
     with pytest.raises(NotFoundError):
         resolve_group({"one": one, "two": two}, "checkpoint", "c3")
+
+
+def marked(*marks: Mark) -> Timeline:
+    """A timeline with these markers."""
+    timeline = Timeline(fresh_state(-1, 8192))
+    timeline.head_offset = 1000
+    for mark in marks:
+        timeline._add_mark(mark)
+    return timeline
+
+
+def periodic(offset: int, name: str, at: int, group: str = "g") -> Mark:
+    return Mark(offset, name, at, "crash", periodic=True, group=group)
+
+
+def test_periodic_markers_of_one_name_are_common_only_if_they_are_of_one_instant() -> None:
+    """Two groups, or two agents, may name theirs alike by chance; later the volumes are of one group."""
+    one = marked(periodic(3, "auto-1", 7), periodic(5, "auto-2", 9), periodic(8, "auto-3", 11, "alone"))
+    two = marked(periodic(4, "auto-1", 7), periodic(6, "auto-2", 10), periodic(9, "auto-3", 11))
+    assert newest_common({"one": one, "two": two}, None, lambda _volume, _mark: True) == "auto-1"
+
+
+def test_too_many_markers_thin_out_alike_in_the_volumes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline_module, "CHECKPOINTS_MAX", 1000)
+    one, two = marked(), marked()
+    for number in range(5000):
+        one._add_mark(periodic(number, f"auto-{number}", number * 5_000_000))
+        if number % 100 == 0:
+            one._add_mark(Mark(number, f"named-{number}", 0, "crash", periodic=False))
+        if number > 900:
+            two._add_mark(periodic(number, f"auto-{number}", number * 5_000_000))
+    kept = [mark for mark in one.marks_newest_first() if mark.periodic]
+    assert len([mark for mark in one.marks_newest_first() if not mark.periodic]) == 50, "names stay"
+    assert len(kept) <= 1000
+    old = [mark for mark in kept if mark.offset < 2500]
+    assert len(old) > 5, "the past is not lost, only coarser"
+    assert {mark.checkpoint for mark in kept if mark.offset > 4600} == {
+        f"auto-{n}" for n in range(4601, 5000)
+    }
+    common = [mark for mark in kept if 900 < mark.offset < 2500 and two.mark(mark.checkpoint)]
+    assert common, "the volumes of a group keep the same ones"

@@ -142,9 +142,11 @@ async def test_no_restart_leaves_it_dead_and_says_so(bench: Bench) -> None:
     bench.start([bench.part("agent"), bench.part("hub")], restart=False)
     await asyncio.wait_for(bench.ready.wait(), 20)
     os.kill(bench.supervisor.pids()["agent"] or 0, signal.SIGTERM)
-    await until(lambda: bench.entry("agent1")["state"] == "stopped")
-    assert not bench.entry("agent1")["alive"]
+    # A reader sees at once that it is dead, and how it ended as soon as the supervisor has noticed.
+    await until(lambda: bench.entry("agent1")["last_exit"])
     assert bench.entry("agent1")["last_exit"] == "status 0"
+    assert bench.entry("agent1")["state"] == "stopped"
+    assert not bench.entry("agent1")["alive"]
     assert bench.entry("hub1")["alive"]
     await bench.end()
 
