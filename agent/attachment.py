@@ -158,7 +158,7 @@ class Attachment:
             ConflictError: a sync was begun already.
             UnavailableError: capture is lost.
         """
-        self._check_open()
+        self.check_open()
         if self._sync or self.synced_offset is not None:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
         self._start(self._run_sync(server, export, done))
@@ -173,7 +173,7 @@ class Attachment:
         Raises:
             UnavailableError: capture is lost.
         """
-        self._check_open()
+        self.check_open()
         acked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         event = self.queue.mark(Kind.CHECKPOINT, captured_at, **fields)
         event.on_ack = lambda offset: None if acked.done() else acked.set_result(offset)
@@ -352,6 +352,7 @@ class Attachment:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise UnavailableError if capture is off, or QEMU is letting go."""
         if self.error is not None or self._left is not None or self._closing or self._publisher is None:
             raise UnavailableError(f"capture of volume {self.spec.volume} is off")

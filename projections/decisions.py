@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rephub.core.errors import RephubError
-from rephub.projections import decide_checkpoint, decide_points, decide_sync, decide_volume
+from rephub.projections import decide_checkpoint, decide_history, decide_points, decide_sync, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.reactions import pending
@@ -29,6 +29,7 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
     cmd.SetSyncPace: decide_sync.set_pace,
+    cmd.SetHistory: decide_history.set_history,
 }
 
 

@@ -34,9 +34,8 @@ def _answered(_catalogue: Catalogue, _event: ev.CommandRejected | ev.CommandFulf
 def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
     agent = catalogue.agents.get(event.agent)
     if agent is None:
-        catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
-    else:
-        agent.host, agent.pid, agent.url = event.host, event.pid, event.url
+        agent = catalogue.agents[event.agent] = Agent(event.agent, event.host, event.pid, event.url)
+    agent.host, agent.pid, agent.url, agent.peer = event.host, event.pid, event.url, event.peer or ""
 
 
 def _diskbox_announced(catalogue: Catalogue, event: ev.DiskboxAnnounced) -> None:

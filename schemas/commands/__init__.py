@@ -80,6 +80,20 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetHistory:
+    """Change how much history a volume, or each volume of a group, keeps; a field that is null stays as it is."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    history_seconds: int | None = None
+    history_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetSyncPace:
     """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
 
@@ -133,5 +147,5 @@ class Unprotect:
     purge: bool
 
 
-Record = CreateCheckpoint | DeleteCheckpoint | Promote | Protect | Resync | SetSyncPace | StartFot | StopFot | Unprotect
-RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, DeleteCheckpoint, Promote, Protect, Resync, SetSyncPace, StartFot, StopFot, Unprotect,)
+Record = CreateCheckpoint | DeleteCheckpoint | Promote | Protect | Resync | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect
+RECORDS: tuple[type[Record], ...] = (CreateCheckpoint, DeleteCheckpoint, Promote, Protect, Resync, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect,)
