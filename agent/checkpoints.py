@@ -153,8 +153,9 @@ class Checkpoints:
         members: dict[str, list[str]] = {}
         for name in volumes:
             volume = self._parts.catalogue.volumes.get(name)
-            if volume is not None:
-                members.setdefault(volume.agent, []).append(name)
+            if volume is None:
+                raise NotFoundError(f"volume {name} is not protected any more", hint="rephub status")
+            members.setdefault(volume.agent, []).append(name)
         return members
 
     async def _across(self, members: dict[str, list[str]], **fields: Any) -> dict[str, Any]:
