@@ -176,7 +176,7 @@ class Attachment:
             UnavailableError: capture is lost.
             RephubError: the source cannot be read; capture is lost by that.
         """
-        self._check_open()
+        self.check_open()
         if self._sync or self.synced_offset is not None:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
         try:
@@ -204,7 +204,7 @@ class Attachment:
         Raises:
             UnavailableError: capture is lost.
         """
-        self._check_open()
+        self.check_open()
         acked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         event = self.queue.mark(Kind.CHECKPOINT, captured_at, **fields)
         event.on_ack = lambda offset: None if acked.done() else acked.set_result(offset)
@@ -395,6 +395,7 @@ class Attachment:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise UnavailableError if capture is off, or QEMU is letting go."""
         if self.error is not None or self._left is not None or self._closing or self._publisher is None:
             raise UnavailableError(f"capture of volume {self.spec.volume} is off")

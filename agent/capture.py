@@ -89,6 +89,9 @@ class Capture:
         self._delayed: deque[tuple[float, int]] = deque()
         """Throttled answers: due time, cookie; due times ascend."""
         self._timer: asyncio.TimerHandle | None = None
+        self._holding = False
+        self._held_back: list[int] = []
+        """Answers that are due, but for a checkpoint that spans agents."""
         self.throttling = True
         """False while a draining QMP command runs: it waits for our answers."""
 
@@ -164,6 +167,18 @@ class Capture:
         if not throttling:
             self._flush_delayed(everything=True)
 
+    def hold(self) -> None:
+        """From now on nothing is answered, until `let_go`; see `group_hold.py`, which limits it."""
+        self._holding = True
+
+    def let_go(self) -> None:
+        """Answer what was held, as it would have been answered."""
+        self._holding = False
+        held, self._held_back = self._held_back, []
+        self._answer(held)
+        if self._delayed and self._timer is None:
+            self._arm()
+
     def abort(self) -> None:
         """Drop QEMU's connection: its job ends with an error and the guest goes on."""
         if self._timer:
@@ -218,6 +233,9 @@ class Capture:
         connection = self._connection
         if connection is None or not cookies:
             return
+        if self._holding:
+            self._held_back += cookies
+            return
         delay = 0.0
         if self.throttling:
             delay = overload.answer_delay_seconds(
@@ -242,6 +260,8 @@ class Capture:
         if self._timer:
             self._timer.cancel()
             self._timer = None
+        if self._holding:
+            return
         now = time.monotonic()
         while self._delayed and (everything or self._delayed[0][0] <= now):
             _due, cookie = self._delayed.popleft()

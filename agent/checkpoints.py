@@ -1,7 +1,8 @@
 """Checkpoints of groups: named ones that the hub asks for, and periodic ones by the clock.
 
 All members of a group are in one worker, which puts the markers into their queues within one loop turn. One that is to
-be app-consistent freezes the guests first; if that fails it is made all the same, says `crash`, and why.
+be app-consistent freezes the guests first; if that fails it is made all the same, says `crash`, and why. Of a group over
+several agents there are named ones only (`crossing.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from rephub.agent.crossing import Crossing
 from rephub.agent.freezer import Freezer
+from rephub.agent.hold_side import HoldSide
 from rephub.agent.keeper import Keeper
 from rephub.agent.parts import Parts
 from rephub.agent.worker_limits import CHECKPOINT_SECONDS_MAX
@@ -38,6 +41,7 @@ class Checkpoints:
         self._parts = parts
         self._keepers = keepers
         self._freezer = Freezer(parts.vms, parts.settings.agent_dir, parts.settings.agent.freeze_seconds)
+        self.side = HoldSide(self._worker)
         self._taken: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,6 +111,7 @@ class Checkpoints:
             offsets=answer["offsets"],
             captured_at=answer["captured_at"],
             warning=warning or None,
+            hold_ms=answer.get("hold_ms"),
         )
 
     async def _answer(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
@@ -116,6 +121,9 @@ class Checkpoints:
             "group": checkpoint.group or "",
             "periodic": False,
         }
+        members = self._by_agent(checkpoint.volumes)
+        if members.keys() - {self._parts.settings.agent.id}:
+            return await self._across(members, **fields), ""
         if checkpoint.kind != "app":
             return await self._mark(checkpoint.volumes, **fields, kind="crash"), ""
         # No guest is frozen for a checkpoint that cannot be.
@@ -140,6 +148,25 @@ class Checkpoints:
         if warning:
             log.warning("checkpoint", extra={"checkpoint": checkpoint.name, "warning": warning})
         return answer, warning
+
+    def _by_agent(self, volumes: list[str]) -> dict[str, list[str]]:
+        members: dict[str, list[str]] = {}
+        for name in volumes:
+            volume = self._parts.catalogue.volumes.get(name)
+            if volume is None:
+                raise NotFoundError(f"volume {name} is not protected any more", hint="rephub status")
+            members.setdefault(volume.agent, []).append(name)
+        return members
+
+    async def _across(self, members: dict[str, list[str]], **fields: Any) -> dict[str, Any]:
+        """A checkpoint of volumes that several agents capture; this one coordinates."""
+        agents = self._parts.catalogue.agents
+        settings = self._parts.settings.agent
+        addresses = {name: agents[name].peer for name in members if name in agents}
+        crossing = Crossing(settings.id, self.side, members, addresses, settings.hold_max_ms)
+        answer = await crossing.mark(fields | {"kind": "crash"})
+        log.info("checkpoint", extra={"checkpoint": fields["checkpoint"], "hold_ms": answer["hold_ms"]})
+        return answer
 
     async def _periodic(self, group: str, volumes: list[str]) -> None:
         now = dt.datetime.now(dt.UTC)

@@ -1,5 +1,7 @@
 """Messages between the control process and a worker: JSON lines over a socketpair. Both sides use this module.
 
+Agents speak the same with each other (`peers.py`).
+
 `{"call": 7, "op": "open", …}` is answered by `{"answer": 7, "result": {…}}` or `{"answer": 7, "error": {…}}`;
 `{"notice": "stats", …}` is not answered. No guest data travels here.
 """
@@ -33,6 +35,7 @@ class Channel:
         sock: this end's socket; the channel owns it.
         serve: answers the peer's calls; a RephubError travels to the caller.
         notice: takes the peer's notices.
+        peer: what the other end is, for errors.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class Channel:
         sock: socket.socket,
         serve: Callable[[str, Document], Awaitable[Document]],
         notice: Callable[[str, Document], None],
+        peer: str = "the worker process",
     ) -> None:
+        self._peer = peer
         self._sock = sock
         self._serve = serve
         self._notice = notice
@@ -53,9 +58,10 @@ class Channel:
 
     async def open(self) -> None:
         """Make the end ready for `call`, `notify` and `run`."""
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=self._sock, limit=MESSAGE_BYTES_MAX
+        connect = (
+            asyncio.open_unix_connection if self._sock.family == socket.AF_UNIX else asyncio.open_connection
         )
+        self._reader, self._writer = await connect(sock=self._sock, limit=MESSAGE_BYTES_MAX)
 
     async def run(self) -> None:
         """Serve until the peer is gone; calls under way then fail with UnavailableError."""
@@ -80,7 +86,7 @@ class Channel:
             task.cancel()
         for future in self._pending.values():
             if not future.done():
-                future.set_exception(UnavailableError("the worker process ended"))
+                future.set_exception(UnavailableError(f"{self._peer} ended"))
         self._pending.clear()
 
     async def call(self, op: str, deadline_seconds: float, **fields: Any) -> Document:
@@ -92,7 +98,7 @@ class Channel:
             DeadlineError: no answer in time; what the peer does about the call is unknown.
         """
         if self._closed or len(self._pending) >= CALLS_MAX:
-            raise UnavailableError("the worker process does not take calls")
+            raise UnavailableError(f"{self._peer} does not take calls")
         self._next_call += 1
         number = self._next_call
         future = self._pending[number] = asyncio.get_running_loop().create_future()
@@ -103,7 +109,7 @@ class Channel:
                 return result
         except TimeoutError:
             raise DeadlineError(
-                f"the worker did not answer {op!r} within {deadline_seconds:g} s",
+                f"{self._peer} did not answer {op!r} within {deadline_seconds:g} s",
                 hint="the watchdog ends a worker that hangs; the volume is attached anew",
             ) from None
         finally:

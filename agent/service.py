@@ -16,6 +16,7 @@ from rephub.agent.checkpoints import Checkpoints
 from rephub.agent.keeper import Keeper
 from rephub.agent.metrics import AgentCollector
 from rephub.agent.parts import Parts
+from rephub.agent.peers import PeerServer
 from rephub.agent.probes import Probes
 from rephub.agent.redirects import Redirects
 from rephub.agent.vms import Vms
@@ -75,10 +76,12 @@ class Agent:
         self.keepers: dict[str, Keeper] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._checkpoints = Checkpoints(self.parts, self.keepers)
+        self._peers = PeerServer(settings, self._checkpoints.side.serve)
         self._probes = Probes(self.parts)
         self._redirects = Redirects(self.parts)
         self._tasks: list[asyncio.Task[None]] = []
         self._folded = False
+        self._peer = ""
         self._server = StatusServer(settings.agent.host, settings.agent.port, self.status)
         self._collector = AgentCollector(self.status)
 
@@ -86,9 +89,10 @@ class Agent:
         """Start everything; returns the status URL at once, `ready` follows in `/status`.
 
         Raises:
-            UnavailableError: the status address is taken.
+            UnavailableError: the status address, or that for other agents, is taken.
         """
         self._settings.agent_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._peer = await self._peers.start()
         url = await self._server.start()
         self._collector.register()
         self.parts.pool.start()
@@ -102,6 +106,7 @@ class Agent:
     async def stop(self) -> None:
         """Detach everything cleanly, say so, and end; bounded."""
         await _cancel(self._tasks)
+        await self._peers.stop()
         await self._checkpoints.stop()
         await self._probes.stop()
         await self._redirects.stop()
@@ -168,6 +173,7 @@ class Agent:
             host=socket.gethostname(),
             pid=os.getpid(),
             url=url,
+            peer=self._peer,
         )
 
     def _fold(self, offset: int, record: ControlRecord) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import uvloop
 
 from rephub.agent.attachment import Attachment, AttachmentSpec
+from rephub.agent.group_hold import Holds
 from rephub.agent.ipc import Channel, Document
 from rephub.agent.worker_limits import CHECKPOINT_SECONDS_MAX
 from rephub.core import logs
@@ -50,6 +51,7 @@ class Worker:
         self._journals: JournalStore | None = None
         self._bitmaps: BitmapStore | None = None
         self._attachments: dict[str, Attachment] = {}
+        self._holds: Holds | None = None
 
     async def run(self) -> None:
         """Serve until the control process is gone."""
@@ -71,6 +73,10 @@ class Worker:
             "throttle": self._throttle,
             "compare": self._compare,
             "pace": self._pace,
+            "hold": self._hold,
+            "hold_mark": self._hold_mark,
+            "hold_release": self._hold_release,
+            "hold_drop": self._hold_drop,
         }
         if op not in handlers:
             raise UsageError(f"unknown operation {op!r}")
@@ -81,6 +87,7 @@ class Worker:
         logs.configure(self._settings.log.level)
         self._journals = KafkaJournalStore(self._settings.kafka.bootstrap, JOURNAL_CONFIG)
         self._bitmaps = RedisBitmapStore(self._settings.redis.url)
+        self._holds = Holds(self._get, self._settings.agent.hold_max_ms / 1000)
         return {"pid": os.getpid()}
 
     async def _open(self, spec: Document) -> Document:
@@ -166,7 +173,28 @@ class Worker:
             raise UnavailableError(f"volume {volume} is not attached in epoch {epoch} any more")
         return await attachment.comparing.serve(step, fields)
 
+    async def _hold(self, hold: str, volumes: list[str], limit_ms: float) -> Document:
+        self._known_holds().hold(hold, volumes, limit_ms)
+        return {}
+
+    async def _hold_mark(self, hold: str, fields: Document) -> Document:
+        self._known_holds().mark(hold, fields)
+        return {}
+
+    async def _hold_release(self, hold: str) -> Document:
+        return await self._known_holds().release(hold)
+
+    async def _hold_drop(self, hold: str) -> Document:
+        self._known_holds().drop(hold)
+        return {}
+
+    def _known_holds(self) -> Holds:
+        assert self._holds is not None
+        return self._holds
+
     async def _throttle(self, volumes: list[str], on: bool) -> Document:
+        if not on:
+            self._known_holds().drain(volumes)
         for volume in volumes:
             if attachment := self._attachments.get(volume):
                 attachment.capture.release(throttling=on)

@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "wait": ("rephub.cli.wait:wait", "Wait until a volume is in a state."),
     "status": ("rephub.cli.status:status", "Say how well every volume is protected."),
     "sync": ("rephub.cli.sync:sync", "Pause syncs, limit their rate, choose which goes first."),
+    "history": ("rephub.cli.history:history", "Change how far back points are kept."),
     "timeline": ("rephub.cli.timeline:timeline", "List the points in time that can be opened."),
     "checkpoint": ("rephub.cli.checkpoint:checkpoint", "Mark a point in time by name."),
     "fot": ("rephub.cli.fot:fot", "Open a volume as it was, writable, protection undisturbed."),

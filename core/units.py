@@ -67,6 +67,16 @@ def parse_history(text: str) -> tuple[int, int]:
     Raises:
         UsageError: neither, both of a kind, or zero.
     """
+    seconds, size = parse_history_change(text)
+    return seconds or HISTORY_SECONDS_DEFAULT, size or HISTORY_BYTES_DEFAULT
+
+
+def parse_history_change(text: str) -> tuple[int | None, int | None]:
+    """As `parse_history`; the one that is not named is None.
+
+    Raises:
+        UsageError: neither, both of a kind, or zero.
+    """
     seconds: int | None = None
     size: int | None = None
     for part in text.split(","):
@@ -78,7 +88,7 @@ def parse_history(text: str) -> tuple[int, int]:
             raise UsageError(f"bad history {text!r}", hint="a time, a size, or both: 24h,20GiB")
     if seconds == 0 or size == 0:
         raise UsageError(f"history {text!r} keeps no point", hint="give more than zero: 24h,20GiB")
-    return seconds or HISTORY_SECONDS_DEFAULT, size or HISTORY_BYTES_DEFAULT
+    return seconds, size
 
 
 def parse_time(text: str) -> int:

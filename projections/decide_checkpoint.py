@@ -25,7 +25,7 @@ def create_checkpoint(catalogue: Catalogue, command: cmd.CreateCheckpoint, now: 
     Raises:
         UsageError: bad name or tag.
         NotFoundError: unknown volume or group.
-        ConflictError: the name is taken, a member is not protected, the members are on several agents, or there are too many.
+        ConflictError: the name is taken, a member is not protected, members on several agents are to be frozen, or there are too many.
     """
     name = check_name(command.checkpoint, "checkpoint")
     old = catalogue.checkpoints.get(name)
@@ -49,10 +49,10 @@ def create_checkpoint(catalogue: Catalogue, command: cmd.CreateCheckpoint, now: 
                 state=volume.state,
             )
     agents = sorted({volume.agent for volume in volumes})
-    if len(agents) > 1:
+    if len(agents) > 1 and command.quiesce:
         raise ConflictError(
-            f"group {command.group} spans the agents {', '.join(agents)}",
-            hint="one agent has to capture all volumes of a group",
+            f"group {command.group} spans the agents {', '.join(agents)}: its guests cannot be frozen together",
+            hint="leave --quiesce out, or freeze the applications yourself",
         )
     return make(
         catalogue,

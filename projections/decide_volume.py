@@ -174,7 +174,7 @@ def start(
 
     Raises:
         NotFoundError: the VM has no such node; the hint lists those it has.
-        ConflictError: read-only, empty, protected already, group elsewhere, no room beside its group.
+        ConflictError: read-only, empty, protected already, no room beside its group.
         UnavailableError: no diskbox, or the one it is bound to is silent.
     """
     node = find_node(agent, pending)
@@ -185,12 +185,6 @@ def start(
     if node["size_bytes"] <= 0:
         raise ConflictError(f"node {pending.node} is empty", hint="choose a node with a medium")
     _check_unused(catalogue, pending.volume, pending.qmp, node["node"])
-    elsewhere = {member.agent for member in catalogue.group_members(pending.group)} - {agent.name}
-    if elsewhere:
-        raise ConflictError(
-            f"group {pending.group} is captured by agent {', '.join(sorted(elsewhere))}, node {pending.node} by {agent.name}",
-            hint="choose another --group",
-        )
     diskbox = place(catalogue, pending.volume, pending.group, silent)
     if diskbox is None:
         return None

@@ -15,6 +15,7 @@ from rephub.projections import (
     decide_checkpoint,
     decide_compare,
     decide_fleet,
+    decide_history,
     decide_moves,
     decide_pause,
     decide_points,
@@ -44,6 +45,7 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.SetSyncPace: decide_sync.set_pace,
     cmd.CancelMove: decide_moves.cancel,
     cmd.DrainDiskbox: decide_moves.drain,
+    cmd.SetHistory: decide_history.set_history,
 }
 
 

@@ -23,6 +23,8 @@ class Agent:
     """One of `fleet_states.AGENT`."""
     probes: dict[str, str] = field(default_factory=dict)
     """Monitors that the hub asked about and that have not answered: path → id of the asking event."""
+    peer: str = ""
+    """Where other agents reach it: unix:PATH or tcp:HOST:PORT; empty: an older version."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By monitor path: {"vm", "version", "nodes": [{"node", "device", "size_bytes", …}]}."""
 
@@ -192,6 +194,8 @@ class Volume:
     """Sync stands still, this one and any later one, until the operator says otherwise."""
     sync_rate_bytes_per_second: int = 0
     """Limit of what sync reads; 0: none."""
+    history_short: bool = False
+    """The byte limit has cut the window below what was asked, and it is not that long again."""
     sync_priority: int = 0
     """Higher goes first where an agent has more syncs than it runs at a time."""
 

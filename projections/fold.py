@@ -42,12 +42,12 @@ def _answered(_catalogue: Catalogue, _event: ev.CommandRejected | ev.CommandFulf
 def _agent_announced(catalogue: Catalogue, event: ev.AgentAnnounced) -> None:
     agent = catalogue.agents.get(event.agent)
     if agent is None:
-        catalogue.agents[event.agent] = Agent(
+        agent = catalogue.agents[event.agent] = Agent(
             event.agent, event.host, event.pid, event.url, state=AGENT.first
         )
     else:
         agent.state = AGENT.next_state(agent.name, agent.state, "announced")
-        agent.host, agent.pid, agent.url = event.host, event.pid, event.url
+    agent.host, agent.pid, agent.url, agent.peer = event.host, event.pid, event.url, event.peer or ""
 
 
 def _agent(catalogue: Catalogue, name: str) -> Agent:

@@ -47,8 +47,16 @@ def _known(catalogue: Catalogue, name: str, *states: str) -> Checkpoint:
     return checkpoint
 
 
-def _created(catalogue: Catalogue, event: ev.CheckpointCreated) -> None:
+def _answered(catalogue: Catalogue, event: ev.CheckpointCreated | ev.CheckpointFailed) -> Checkpoint:
+    """The checkpoint that the event answers. Raises ConflictError: an earlier one of this name, which the hub gave up."""
     checkpoint = _known(catalogue, event.checkpoint, "requested")
+    if event.cause_id and event.cause_id != checkpoint.event_id:
+        raise ConflictError(f"checkpoint {event.checkpoint} was asked for anew since")
+    return checkpoint
+
+
+def _created(catalogue: Catalogue, event: ev.CheckpointCreated) -> None:
+    checkpoint = _answered(catalogue, event)
     checkpoint.state = "created"
     checkpoint.kind = event.kind
     checkpoint.offsets = dict(event.offsets)
@@ -56,7 +64,7 @@ def _created(catalogue: Catalogue, event: ev.CheckpointCreated) -> None:
 
 
 def _failed(catalogue: Catalogue, event: ev.CheckpointFailed) -> None:
-    checkpoint = _known(catalogue, event.checkpoint, "requested")
+    checkpoint = _answered(catalogue, event)
     checkpoint.state, checkpoint.reason = "failed", message(event.error)
     _prune(catalogue)
 

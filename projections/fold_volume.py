@@ -281,6 +281,22 @@ def _unprotected(catalogue: Catalogue, event: ev.Unprotected) -> None:
         fold_checkpoints.forget_checkpoints(catalogue, volume.name)
 
 
+def _history_set(catalogue: Catalogue, event: ev.HistorySet) -> None:
+    for volume in [known_volume(catalogue, name) for name in event.volumes]:
+        if event.history_seconds is not None:
+            volume.history_seconds = event.history_seconds
+        if event.history_bytes is not None:
+            volume.history_bytes = event.history_bytes
+
+
+def _history_shortened(catalogue: Catalogue, event: ev.HistoryShortened) -> None:
+    known_volume(catalogue, event.volume).history_short = True
+
+
+def _history_restored(catalogue: Catalogue, event: ev.HistoryRestored) -> None:
+    known_volume(catalogue, event.volume).history_short = False
+
+
 def _sync_pace_set(catalogue: Catalogue, event: ev.SyncPaceSet) -> None:
     volume = known_volume(catalogue, event.volume)
     volume.sync_paused = event.paused
@@ -305,4 +321,7 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.RecoveryVolumeReleased: _recovery_volume_released,
     ev.Unprotected: _unprotected,
     ev.SyncPaceSet: _sync_pace_set,
+    ev.HistorySet: _history_set,
+    ev.HistoryShortened: _history_shortened,
+    ev.HistoryRestored: _history_restored,
 }

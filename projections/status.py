@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rephub.core.errors import from_dict
-from rephub.core.units import rfc3339
+from rephub.core.units import format_bytes, format_duration, rfc3339
 from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Volume
@@ -178,7 +178,7 @@ def _volume(
     if agent_silent:
         agent = {}
     state, reason = _state(volume, agent, agent_silent, box, box_silent)
-    held_up = _held_up(volume, state, agent.get("sync"))
+    held_up = _held_up(volume, state, agent.get("sync")) or _cut(volume, state, box)
     reason = reason or held_up if state == "protected" else held_up or reason
     gap_at = agent.get("gap_since_at") or volume.gap_at
     if state == "protected":
@@ -212,6 +212,15 @@ def _volume(
         "sync_pace": decide_sync.pace(volume),
         "reason": reason,
     }
+
+
+def _cut(volume: Volume, state: str, box: dict[str, Any]) -> str:
+    """That the byte limit has cut the window; empty if it has not."""
+    if not volume.history_short or state != "protected":
+        return ""
+    left, asked = box.get("window_seconds") or 0.0, format_duration(volume.history_seconds)
+    limit = format_bytes(volume.history_bytes)
+    return f"history is {format_duration(left)} of {asked}: the limit of {limit} was reached, rephub history changes it"
 
 
 def _held_up(volume: Volume, state: str, sync: dict[str, Any] | None) -> str:

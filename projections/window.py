@@ -24,6 +24,10 @@ class History:
     bytes: int
 
 
+CUT_SHARE = 0.9
+"""A window is called cut below this share of what was asked, and whole again at all of it: no flapping in between."""
+
+
 def due(journal_offset: int, last_offset: int) -> bool:
     """Whether an event is to be applied when everything up to `last_offset` (inclusive) is."""
     return journal_offset <= last_offset
@@ -45,6 +49,23 @@ def floor_target(timeline: Timeline, history: History, pins: Collection[int]) ->
         wanted = _trailing(timeline, history)
     wanted = min([wanted, *pins])
     return max(floor, _outside_gap(timeline, wanted, floor))
+
+
+def is_cut(timeline: Timeline, history: History, target: int) -> bool:
+    """Whether raising the floor to the target gives up points that are younger than was asked: the byte limit's doing.
+
+    A pin that holds more than was asked is no matter; what lies in a gap was no point.
+
+    Args:
+        timeline: of the volume, before the floor rises.
+        history: what is asked for.
+        target: from `floor_target`.
+    """
+    if target <= timeline.floor_offset or timeline.gap_at(timeline.floor_offset) is not None:
+        return False
+    # Up to the head, as time lets the floor rise: that the end is an open gap is another matter.
+    left = (timeline.captured_at(timeline.head_offset) or 0) - (timeline.captured_at(target) or 0)
+    return left < history.seconds * 1_000_000 * CUT_SHARE
 
 
 def _trailing(timeline: Timeline, history: History) -> int:

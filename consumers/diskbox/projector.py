@@ -24,7 +24,7 @@ from rephub.core.journal.port import JournalReader, StoredRecord
 from rephub.projections.index import DATA, ZERO, Index
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.projections.timeline import Timeline
-from rephub.projections.window import History, due, floor_target
+from rephub.projections.window import History, due, floor_target, is_cut
 from rephub.schemas.journal import Digest, SyncData, Write, Zero
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Projector:
         self.volume = volume
         self.applier = applier
         self.history = history
+        self.cut = False
+        """The byte limit has taken points younger than asked, and nobody has said so yet."""
         self.reader = reader
         self.source = JournalSource(reader)
         self.changed = Signal()
@@ -258,6 +260,8 @@ class Projector:
         else:
             target = max(self._frozen_at, self.floor_offset)
         target = min(target, self.head_offset)
+        if self._frozen_at is None and is_cut(self.timeline, self.history, target):
+            self.cut = True
         self.timeline.drop(target)
         floor = self.floor_offset
         if floor > self.applier.intent_offset:

@@ -1,4 +1,6 @@
-"""What the history windows of a diskbox leave behind: says which named checkpoints they have passed."""
+"""What the operator has to know of the history windows of a diskbox: which named checkpoints they have passed, and which
+windows the byte limit has cut.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ from collections.abc import Mapping
 
 from rephub.consumers.diskbox.facts import Facts
 from rephub.consumers.diskbox.jobs import Jobs
+from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.volume import BoxVolume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.entities import Checkpoint
+from rephub.projections.window import window_seconds
 from rephub.schemas import events as ev
 
 
@@ -36,6 +40,45 @@ class WindowWatch:
                     if name not in checkpoint.expired and self._has_passed(name, offset):
                         key = ("expired", checkpoint.event_id, name)
                         self._jobs.once(key, functools.partial(self._say_expired, checkpoint, name, offset))
+
+        for name, box in self._volumes.items():
+            volume, projector = self._catalogue.volumes.get(name), box.projector
+            if volume is None or projector is None or not volume.live:
+                continue
+            if projector.cut and not volume.history_short:
+                self._jobs.once(
+                    ("cut", name, str(projector.floor_offset)), functools.partial(self._say_cut, projector)
+                )
+            elif volume.history_short:
+                projector.cut = False
+                left = window_seconds(projector.timeline)
+                if left >= projector.history.seconds:
+                    key = ("whole", name, str(projector.floor_offset))
+                    self._jobs.once(key, functools.partial(self._say_whole, projector, left))
+
+    async def _say_cut(self, projector: Projector) -> None:
+        projector.cut = False
+        history, timeline = projector.history, projector.timeline
+        earliest = timeline.earliest_offset()
+        await self._facts.tell(
+            ev.HistoryShortened,
+            self._catalogue.volumes[projector.volume].start_id,
+            f"{projector.volume}@{projector.floor_offset}",
+            volume=projector.volume,
+            earliest_offset=projector.floor_offset if earliest is None else earliest,
+            window_seconds=window_seconds(timeline),
+            asked_seconds=history.seconds,
+            limit_bytes=history.bytes,
+        )
+
+    async def _say_whole(self, projector: Projector, left: float) -> None:
+        await self._facts.tell(
+            ev.HistoryRestored,
+            self._catalogue.volumes[projector.volume].start_id,
+            f"{projector.volume}@{projector.floor_offset}",
+            volume=projector.volume,
+            window_seconds=left,
+        )
 
     def _has_passed(self, name: str, offset: int) -> bool:
         box = self._volumes.get(name)

@@ -161,6 +161,20 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetHistory:
+    """Change how much history a volume, or each volume of a group, keeps; a field that is null stays as it is."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    history_seconds: int | None = None
+    history_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetSyncPace:
     """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
 
@@ -227,5 +241,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

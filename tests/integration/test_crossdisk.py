@@ -1,7 +1,7 @@
 """Group checkpoints across the disks of one agent: no later write shows without the earlier one.
 
 In each chain of dependent writes, write i goes to the one disk only after write i - 1 was answered on the other. The load
-(libnbd) shares no code with RepHub. Enabled: real QEMU block layer, Kafka, Redis, all daemons. Not enabled: several agents.
+(libnbd) shares no code with RepHub. Enabled: real QEMU block layer, Kafka, Redis, all daemons. Several agents: test_crossagents.py.
 """
 
 from __future__ import annotations
@@ -15,28 +15,17 @@ from pathlib import Path
 import pytest
 
 from agent_rig import Rig, fresh
-from qsd import Load, StorageDaemon
-from rephub.core.codec import decode_journal
+from dependent_writes import DISK_BYTES, Loads, Shown, judge, shown_by_journal, shown_by_view, violations
+from qsd import StorageDaemon
 from rephub.core.journal.kafka import KafkaJournalStore
-from rephub.core.journal.port import JournalStore
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
 from rephub.schemas import events as ev
-from rephub.schemas import journal as jr
 from stack import Stack, read_uri
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
 
-DISK_BYTES = 4 << 20
-SECTOR = 512
-CHAINS = 16
-CHAIN_SECTOR = (3 << 20) // SECTOR
-"""The background load stays below."""
-
 CHECKPOINT_SECONDS = 0.05
 SEED = 20261123
-
-Shown = list[int]
-"""The write that each chain shows on one disk."""
 
 
 @pytest.fixture
@@ -78,73 +67,6 @@ async def torn_rig(folder: Path, kafka: str, redis_url: str) -> AsyncIterator[Ri
         await rig.close()
 
 
-class Loads:
-    """The chains, and independent writes at depth 4 on each disk."""
-
-    def __init__(self, qsd: StorageDaemon, seconds: float) -> None:
-        self._chains = Load(qsd.uri(0))
-        self._others = [Load(qsd.uri(number)) for number in range(2)]
-        self._chains.send("chains", others=[qsd.uri(1)], chains=CHAINS, sector=CHAIN_SECTOR, seconds=seconds)
-        for number, load in enumerate(self._others):
-            load.send("numbered", depth=4, count=1000, first=1, sectors=CHAIN_SECTOR, seed=SEED + number)
-
-    def end(self) -> Shown:
-        """Wait for the end; the last write of each chain."""
-        answers = [load.receive() for load in (self._chains, *self._others)]
-        for load in (self._chains, *self._others):
-            load.close()
-        assert not any("error" in answer for answer in answers), answers
-        return list(answers[0]["answered"])
-
-
-def shown_by_view(view: bytes) -> Shown:
-    """What each chain's sector holds."""
-    starts = [(CHAIN_SECTOR + 8 * chain) * SECTOR for chain in range(CHAINS)]
-    for start in starts:
-        assert view[start : start + SECTOR] == view[start : start + 8] * (SECTOR // 8), "a torn sector"
-    return [int.from_bytes(view[start : start + 8], "little") for start in starts]
-
-
-async def shown_by_journal(journals: JournalStore, volume: str) -> dict[str, Shown]:
-    """For every checkpoint of the volume: the last write of each chain that lies before its marker."""
-    reader = journals.reader(volume)
-    await reader.start()
-    try:
-        found: dict[str, Shown] = {}
-        shown = [0] * CHAINS
-        at, head = await reader.first_offset(), await reader.next_offset()
-        while at < head:
-            for stored in await reader.fetch(at):
-                if stored.journal_offset < at:
-                    continue
-                at = stored.journal_offset + 1
-                record = decode_journal(stored.value)
-                if isinstance(record, jr.Checkpoint):
-                    found[record.checkpoint] = list(shown)
-                elif isinstance(record, jr.Write) and record.start >= CHAIN_SECTOR * SECTOR:
-                    chain = (record.start // SECTOR - CHAIN_SECTOR) // 8
-                    shown[chain] = int.from_bytes(record.data[:8], "little")
-        return found
-    finally:
-        await reader.close()
-
-
-def violations(first: Shown, second: Shown) -> list[str]:
-    """Chains in which a write shows, but not the one before it on the other disk."""
-    return [
-        f"chain {chain}: write {max(pair)} shows, the other disk stands at {min(pair)}"
-        for chain, pair in enumerate(zip(first, second, strict=True))
-        if max(pair) - min(pair) > 1
-    ]
-
-
-def judge(first: dict[str, Shown], second: dict[str, Shown]) -> dict[str, list[str]]:
-    """Violations by checkpoint, of those that both disks have."""
-    return {
-        name: found for name in first if name in second and (found := violations(first[name], second[name]))
-    }
-
-
 async def test_no_checkpoint_shows_a_later_write_without_the_earlier(
     fast_stack: Stack, qsd: StorageDaemon
 ) -> None:
@@ -152,7 +74,7 @@ async def test_no_checkpoint_shows_a_later_write_without_the_earlier(
     stack = fast_stack
     for number in range(2):
         await asyncio.to_thread(stack.protect, f"x{number}", qsd.qmp, f"disk{number}", "--group", "x")
-    loads = Loads(qsd, seconds=40)
+    loads = Loads((qsd.uri(0), qsd.uri(1)), 40, SEED)
     named = [f"x-named-{number}" for number in range(10)]
     for name in named:
         await asyncio.to_thread(stack.run, "checkpoint", "create", name, "--group", "x")
@@ -195,7 +117,7 @@ async def test_markers_of_different_loop_turns_are_caught(torn_rig: Rig, qsd: St
         await torn_rig.protect(volume, qsd.qmp, f"disk{number}", DISK_BYTES, group=group)
     for volume in volumes:
         await torn_rig.protected(volume)
-    await asyncio.to_thread(Loads(qsd, seconds=4).end)
+    await asyncio.to_thread(Loads((qsd.uri(0), qsd.uri(1)), 4, SEED).end)
     first, second = [await shown_by_journal(torn_rig.journals, volume) for volume in volumes]
     caught = judge(first, second)
     print(f"{len(caught)} of {len(first)} checkpoints caught")

@@ -52,6 +52,17 @@ def test_tags_and_deletion_of_checkpoints(stack: Stack, volume: str) -> None:
     stack.run("fot", "stop", fot["fot"])
 
 
+def test_the_history(stack: Stack, volume: str) -> None:
+    kept = {"volume": volume, "history_seconds": 172_800, "history_bytes": 20 << 30}
+    assert stack.run("history", volume, "--keep", "48h") == {"volumes": [kept]}
+    assert stack.run("history", "--group", volume, "--keep", "48h,20GiB") == {
+        "volumes": [kept],
+        "already": True,
+    }
+    stack.fails("history", volume, "--keep", "0s", code=2)
+    stack.fails("history", "nobody", "--keep", "1h", code=4)
+
+
 def test_the_pace_of_syncs(stack: Stack, volume: str) -> None:
     pace = {"paused": False, "rate_bytes_per_second": None, "priority": 0}
     for verb, change in (

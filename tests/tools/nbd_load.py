@@ -13,10 +13,12 @@ on standard output:
         one write after the other, the n-th at n * stride, not faster than that; → {"ended_at": seconds since the Unix epoch}
     {"op": "chains", "others": [uri], "chains": 16, "sector": 0, "seconds": 5}
         dependent writes across disks: in each chain, write i is sent, to disk (i - 1) % disks, only after write i - 1 was
-        answered; it fills sector `sector + 8 * chain` with i; → {"answered": [last i answered of each chain]}
+        answered; it fills sector `sector + 8 * chain` with i; → {"answered": [last i answered of each chain]};
+        with "until": path, it ends sooner, once that file exists; with "pause": seconds, it rests between two looks
 """
 
 import json
+import pathlib
 import random
 import select
 import sys
@@ -84,6 +86,9 @@ def chains(first, order):
         send(chain)
     end = time.monotonic() + order["seconds"]
     while any(flying):
+        time.sleep(order.get("pause", 0))
+        if order.get("until") and pathlib.Path(order["until"]).exists():
+            end = 0
         wait(handles)
         for disk, handle in enumerate(handles):
             for cookie in [c for c in flying[disk] if handle.aio_command_completed(c)]:

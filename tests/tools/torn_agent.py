@@ -1,4 +1,5 @@
-"""A RepAgent that is wrong on purpose: a group's markers enter its queues in different turns of the loop.
+"""A RepAgent that is wrong on purpose: a group's markers enter its queues in different turns of the loop, and for a
+checkpoint that spans agents it holds no answers.
 
 `torn_agent.py CONFIG` runs the agent; its workers are `torn_agent.py worker FD`. It is there to show that the test of
 group checkpoints can fail.
@@ -8,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from rephub.agent import capture, worker
 from rephub.agent import main as agent
-from rephub.agent import worker
 from rephub.core.config import load_settings
 
 TURN_SECONDS = 0.002
 """Between two markers: a few round trips of the load."""
+
+TORN_MARK_SECONDS = 0.02
+"""Within this, at any time, each agent marks."""
 
 
 async def torn_checkpoint(
@@ -38,10 +43,19 @@ async def torn_checkpoint(
     }
 
 
+async def torn_mark(self: worker.Worker, hold: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """As the worker's own, but the agents mark at different times."""
+    await asyncio.sleep(random.random() * TORN_MARK_SECONDS)
+    self._known_holds().mark(hold, fields)
+    return {}
+
+
 def main() -> int:
     """Run as agent or as worker."""
     if sys.argv[1] == "worker":
         worker.Worker._checkpoint = torn_checkpoint  # type: ignore[method-assign]
+        worker.Worker._hold_mark = torn_mark  # type: ignore[method-assign]
+        capture.Capture.hold = lambda _self: None  # type: ignore[method-assign]
         os._exit(worker.main(int(sys.argv[2])))
     spawn = asyncio.create_subprocess_exec
 

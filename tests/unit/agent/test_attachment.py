@@ -14,10 +14,18 @@ import pytest
 from rephub.agent import capture
 from rephub.agent.attachment import Attachment, AttachmentSpec
 from rephub.agent.epochs import claim
+from rephub.agent.group_hold import Holds
 from rephub.core.bitmap.memory import MemoryBitmapStore
 from rephub.core.codec import decode_journal
 from rephub.core.config import AgentSettings
-from rephub.core.errors import FencedError, IndeterminateError, RephubError, RequestError, UnavailableError
+from rephub.core.errors import (
+    ConflictError,
+    FencedError,
+    IndeterminateError,
+    RephubError,
+    RequestError,
+    UnavailableError,
+)
 from rephub.core.journal.memory import Fault, MemoryJournalStore
 from rephub.core.names import dirty_key
 from rephub.core.nbd.client import NbdClient
@@ -25,6 +33,7 @@ from rephub.schemas import journal as jr
 
 MIB = 1 << 20
 SIZE = 64 * MIB
+CHECKPOINT = {"checkpoint": "c", "group": "g", "kind": "crash", "periodic": False}
 
 
 class Bench:
@@ -68,6 +77,11 @@ class Bench:
         gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.journals.fault = lambda _volume, _values: Fault(before=gate)
         return gate
+
+    def find(self, volume: str) -> Attachment:
+        assert volume == "v"
+        assert self.attachment is not None
+        return self.attachment
 
     @property
     def marks(self) -> set[int]:
@@ -301,3 +315,102 @@ async def test_a_marker_stands_behind_what_was_answered_before(bench: Bench) -> 
     assert isinstance(event, jr.Checkpoint)
     assert (event.checkpoint, event.captured_at) == ("c", 7)
     assert offset == 2
+
+
+class TestGroupHold:
+    """Answers held for a checkpoint that spans agents."""
+
+    async def test_nothing_is_answered_until_the_release_and_the_marker_lies_before(
+        self, bench: Bench
+    ) -> None:
+        client = await bench.attach("async")
+        await client.write(0, b"before")
+        holds = Holds(bench.find, 5)
+        holds.hold("h", ["v"], 5000)
+        work = asyncio.ensure_future(client.write(0, b"during"))
+        assert not await answered(asyncio.shield(work)), "marked, acked, and not answered"
+        holds.mark("h", CHECKPOINT)
+        assert not await answered(asyncio.shield(work))
+        after = asyncio.ensure_future(client.write(8192, b"after"))
+        answer = await holds.release("h")
+        await asyncio.gather(work, after)
+        names = [type(event).__name__ for event in bench.events()]
+        assert names == ["EpochStarted", "Write", "Write", "Checkpoint", "Write"]
+        assert answer["offsets"] == {"v": 3}
+        assert answer["hold_ms"] >= 300
+
+    async def test_the_limit_frees_the_guest_and_voids(self, bench: Bench) -> None:
+        client = await bench.attach("async")
+        await client.write(0, b"warm")
+        holds = Holds(bench.find, 0.05)
+        holds.hold("h", ["v"], 5000)
+        began = time.monotonic()
+        await client.write(0, b"x")
+        assert 0.03 < time.monotonic() - began < 2, "the worker's own limit counts, not what was asked"
+        with pytest.raises(UnavailableError, match="limit of 50 ms"):
+            holds.mark("h", CHECKPOINT)
+
+    async def test_a_limit_that_passed_after_the_mark_voids_too(self, bench: Bench) -> None:
+        client = await bench.attach("async")
+        holds = Holds(bench.find, 0.05)
+        holds.hold("h", ["v"], 50)
+        holds.mark("h", CHECKPOINT)
+        await client.write(0, b"x")
+        with pytest.raises(UnavailableError, match="before all had their markers"):
+            await holds.release("h")
+
+    async def test_a_draining_command_ends_it_and_none_begins_meanwhile(self, bench: Bench) -> None:
+        client = await bench.attach("async")
+        holds = Holds(bench.find, 5)
+        holds.hold("h", ["v"], 5000)
+        holds.drain(["other"])
+        work = asyncio.ensure_future(client.write(0, b"x"))
+        assert not await answered(asyncio.shield(work))
+        holds.drain(["v"])
+        await work
+        with pytest.raises(UnavailableError, match="drains QEMU"):
+            await holds.release("h")
+        assert bench.attachment is not None
+        bench.attachment.capture.release(throttling=False)
+        with pytest.raises(ConflictError, match="is being changed"):
+            Holds(bench.find, 5).hold("h2", ["v"], 5000)
+
+    async def test_lost_capture_voids_it(self, bench: Bench) -> None:
+        await bench.attach("async")
+        holds = Holds(bench.find, 5)
+        holds.hold("h", ["v"], 5000)
+        holds.mark("h", CHECKPOINT)
+        assert bench.attachment is not None
+        bench.attachment._fail(UnavailableError("gone"))
+        with pytest.raises(UnavailableError, match="is off"):
+            await holds.release("h")
+
+    async def test_one_at_a_time_and_a_rest_between(self, bench: Bench) -> None:
+        await bench.attach("async")
+        holds = Holds(bench.find, 5)
+        holds.hold("h", ["v"], 5000)
+        with pytest.raises(ConflictError):
+            holds.hold("h2", ["v"], 5000)
+        holds.drop("h")
+        holds.drop("unknown")
+        with pytest.raises(ConflictError):
+            holds.hold("h3", ["v"], 5000)
+        with pytest.raises(UnavailableError, match="unknown"):
+            holds.mark("h3", CHECKPOINT)
+
+    async def test_throttled_answers_are_held_too(self, bench: Bench) -> None:
+        client = await bench.attach("async")
+        await client.write(0, b"warm")
+        assert bench.attachment is not None
+        capture_side = bench.attachment.capture
+        holds = Holds(bench.find, 5)
+        cookie_due = time.monotonic() + 0.05
+        holds.hold("h", ["v"], 5000)
+        work = asyncio.ensure_future(client.write(0, b"x"))
+        await bench.until(lambda: capture_side._held_back)
+        # As if it had been delayed before the hold began.
+        capture_side._delayed.append((cookie_due, capture_side._held_back.pop()))
+        capture_side._arm()
+        assert not await answered(asyncio.shield(work), 0.3)
+        holds.drop("h")
+        await work

@@ -350,7 +350,7 @@ async def test_the_event_says_what_was_made(
             agent=AgentSettings(id="a1", freeze_seconds=0.5),
         ),
         catalogue=SimpleNamespace(
-            checkpoints={"c1": checkpoint}, volumes={"v": SimpleNamespace(qmp=guest.path)}
+            checkpoints={"c1": checkpoint}, volumes={"v": SimpleNamespace(qmp=guest.path, agent="a1")}
         ),
         announcer=SimpleNamespace(emit=lambda event, _subject, **fields: emitted.append((event, fields))),
     )

@@ -72,6 +72,23 @@ def test_delete_forgets_the_name(world: World) -> None:
     assert found(world).state == "created", "the name may be used again"
 
 
+def test_a_late_answer_is_not_that_of_the_next_one_of_its_name(world: World) -> None:
+    def answer() -> ev.CheckpointCreated:
+        fields = head(ev.CheckpointCreated, found(world).event_id, "c1", world.now, "agent/a1")
+        made = {"kind": "crash", "offsets": {"v1": 1, "v2": 1}, "captured_at": 1}
+        return ev.CheckpointCreated(**fields, checkpoint="c1", **made)
+
+    world.send(create(world))
+    late = answer()
+    fields = head(ev.CheckpointFailed, found(world).event_id, "c1", world.now, "hub/h1")
+    world.append(ev.CheckpointFailed(**fields, checkpoint="c1", error="{}"))
+    world.send(create(world))
+    assert not world.append(late)
+    assert found(world).state == "requested"
+    assert world.append(answer())
+    assert found(world).state == "created"
+
+
 def test_delete_of_what_is_not_there(world: World) -> None:
     assert isinstance(world.rejected(delete(world)), NotFoundError)
     world.send(create(world))

@@ -219,8 +219,12 @@ class TestProtect:
         world = World(agents=("a1", "a2"))
         world.vms["a2"] = {"/vm2.sock": [node("m1")]}
         world.protected("v1", group="g")
-        command = world.protect_command("v2", qmp="/vm2.sock", node="m1", group="g")
-        assert isinstance(failure(world.done(command), ev.ProtectFailed), ConflictError)
+        world.protected("v2", qmp="/vm2.sock", node="m1", group="g")
+        assert {volume.agent for volume in world.catalogue.group_members("g")} == {"a1", "a2"}
+        assert isinstance(world.rejected(checkpoint(world, group="g", quiesce=True)), ConflictError)
+        (requested, *_) = world.done(checkpoint(world, group="g"))
+        assert isinstance(requested, ev.CheckpointRequested)
+        assert (requested.agent, requested.volumes) == ("a1", ("v1", "v2")), "the first one coordinates"
 
     def test_failed_attach_leaves_nothing(self, world: World) -> None:
         world.send(world.protect_command())

@@ -32,6 +32,12 @@ def busy_world() -> World:
         ev.VolumeStopped(**stopped, volume="v2", offset=7, error=IntegrityError("bad crc").to_json())
     )
     world.append(ev.VolumeResumed(**head(ev.VolumeResumed, "x", "v2", world.now, "diskbox/d1"), volume="v2"))
+    world.done(world.command(cmd.SetHistory, group="g", history_bytes=1 << 30))
+    short = head(ev.HistoryShortened, "x", "v1@9", world.now, "diskbox/d1")
+    left = {"volume": "v1", "earliest_offset": 9, "window_seconds": 5.0}
+    world.append(ev.HistoryShortened(**short, **left, asked_seconds=86400, limit_bytes=1 << 30))
+    whole = head(ev.HistoryRestored, "x", "v1@19", world.now, "diskbox/d1")
+    world.append(ev.HistoryRestored(**whole, volume="v1", window_seconds=86400.0))
     world.done(world.command(cmd.SetSyncPace, volume="v1", paused=True, rate_bytes_per_second=1 << 20))
     world.done(world.command(cmd.CreateCheckpoint, checkpoint="c1", group="g", quiesce=False))
     world.done(world.command(cmd.Verify, volume="v1", repair=True))

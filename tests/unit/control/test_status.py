@@ -227,6 +227,15 @@ def test_a_paused_sync_is_said(world: World) -> None:
     ]
 
 
+def test_a_window_that_was_cut_is_said(world: World) -> None:
+    world.catalogue.volumes["v1"].history_short = True
+    found = document(world, boxes=diskbox(world, window_seconds=3600.0))
+    assert found["volumes"][0]["state"] == "protected"
+    assert found["problems"] == [
+        "volume v1 is protected: history is 60 min of 24.0 h: the limit of 20.0 GiB was reached, rephub history changes it"
+    ]
+
+
 def test_a_gap_that_is_being_closed_is_resyncing(world: World) -> None:
     world.catalogue.volumes["v1"].state = "resyncing"
     (found,) = document(world, agents=agent(world, gap_since_at=world.now - 3 * SECOND))["volumes"]

@@ -14,7 +14,7 @@ from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.errors import RequestError
 from rephub.core.journal.memory import MemoryJournalStore
-from rephub.core.names import ack_key, diskbox_lease_key
+from rephub.core.names import EVENTS_TOPIC, ack_key, diskbox_lease_key
 from rephub.core.nbd.client import NbdClient
 from rephub.schemas import events as ev
 
@@ -174,6 +174,39 @@ async def test_two_volumes_open_at_one_checkpoint_or_not_at_all(short_dir) -> No
             assert {view["volume"]: view["offset"] for view in fot.views} == marks
             for view in fot.views:
                 assert await read_all(view["uri"]) == site.models[view["volume"]].image_at(view["offset"])
+
+
+async def test_a_window_that_the_byte_limit_cuts_is_said_once_and_until_it_is_whole(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site, history_seconds=1000, history_bytes=1 << 30)
+
+        async def write(seconds: int) -> None:
+            """Forty seconds' worth in so many seconds."""
+            for _ in range(seconds):
+                model.at += 1_000_000
+                model.some_writes(1)
+            await site.publish("v")
+            await site.caught_up("v")
+
+        async def short(wanted: bool) -> None:
+            await site.until(
+                lambda catalogue: catalogue.volumes["v"].history_short is wanted, f"short: {wanted}"
+            )
+
+        await write(40)
+        assert not site.diskbox.catalogue.volumes["v"].history_short, "young, and nothing was given up"
+        await site.tell(ev.HistorySet, volumes=("v",), history_bytes=4 << 10)
+        await short(wanted=True)
+        assert site.status("v")["window_seconds"] < 40
+        await write(40)
+        await site.tell(ev.HistorySet, volumes=("v",), history_seconds=20, history_bytes=1 << 30)
+        await write(40)
+        await short(wanted=False)
+        head = await site.control.next_offset(EVENTS_TOPIC)
+        told = [type(event).__name__ for _offset, event in await site.control.read(EVENTS_TOPIC, 0, head)]
+        assert told.count("HistoryShortened") == told.count("HistoryRestored") == 1
+        await write(40)
+        assert not site.diskbox.volumes["v"].projector.cut, "time gives points up too"
 
 
 async def test_a_checkpoint_that_the_window_has_passed_is_said_to_be(short_dir) -> None:
