@@ -101,7 +101,7 @@ class Attachment:
         self._sync: Sync | None = None
         self._pace = Pace(self.queue)
         self.comparing = Comparing(
-            self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes, self._compared
+            self.queue, self.dirty, self._wake, spec.volume, spec.size_bytes, self._pace, self._compared
         )
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None

@@ -31,6 +31,7 @@ class Comparing:
         wake: tells the publisher that there is something.
         volume: its name.
         size_bytes: of the volume.
+        sync_pace: which a comparison keeps that is the attachment's sync.
         synced: called with the offset of `SyncCompleted` where the comparison was the attachment's sync.
     """
 
@@ -41,6 +42,7 @@ class Comparing:
         wake: Callable[[], None],
         volume: str,
         size_bytes: int,
+        sync_pace: Pace,
         synced: Callable[[int], None],
     ) -> None:
         self._queue = queue
@@ -52,7 +54,8 @@ class Comparing:
         self._sync: Sync | None = None
         self.is_sync = False
         """The comparison that is, or was, under way is the attachment's sync."""
-        self._pace = Pace(queue)
+        self._own_pace = Pace(queue)
+        self._sync_pace = sync_pace
         self._task: asyncio.Task[Document] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._digester: Digester | None = None
@@ -62,7 +65,11 @@ class Comparing:
 
     def acked(self) -> None:
         """A batch was acked."""
-        self._pace.acked()
+        self._own_pace.acked()
+
+    @property
+    def _pace(self) -> Pace:
+        return self._sync_pace if self.is_sync else self._own_pace
 
     def stats(self) -> Document | None:
         """Progress of the pass that is under way; None while there is none."""
@@ -134,9 +141,9 @@ class Comparing:
                 f"volume {self._volume} has {client.size_bytes} bytes and not {self._size_bytes}",
                 hint="its size changed while it was attached",
             )
-        self._pace.bytes_per_second = rate_bytes
-        self._digester = Digester(client, self._queue, self._pace, self._wake, run, round_)
         self.is_sync = sync
+        self._own_pace.set(running=True, bytes_per_second=rate_bytes)
+        self._digester = Digester(client, self._queue, self._pace, self._wake, run, round_)
         return {}
 
     async def _digest(self, extents: list[Extent]) -> Document:

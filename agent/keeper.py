@@ -184,7 +184,7 @@ class Keeper:
         if volume is None:
             return False
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
-        undisturbed = action in (Action.NONE, Action.RECONNECT) and self.local.held is not None
+        undisturbed = action in (Action.NONE, Action.RECONNECT, Action.PACE) and self.local.held is not None
         self._verifier.look(self._hold if undisturbed else None)
         if action is Action.NONE:
             return False
