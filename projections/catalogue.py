@@ -9,6 +9,7 @@ transition that `states.py` forbids) is noted in `ignored` and changes nothing e
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -92,8 +93,8 @@ class Catalogue:
         self.moves: dict[str, Move] = {}
         self.ignored_events = 0
         self.ignored: list[dict[str, Any]] = []
-        self._seen: dict[str, None] = {}
-        self._commands: dict[str, None] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._commands: OrderedDict[str, None] = OrderedDict()
 
     def apply(self, offset: int, event: ev.Record) -> bool:
         """Fold one event.
@@ -211,14 +212,14 @@ class Catalogue:
         catalogue.ignored = [dict(item) for item in document["ignored"]]
         for table, entity in cls._TABLES.items():
             setattr(catalogue, table, {name: entity(**fields) for name, fields in document[table].items()})
-        catalogue._seen = dict.fromkeys(document.get("seen", []))
-        catalogue._commands = dict.fromkeys(document.get("commands", []))
+        catalogue._seen = OrderedDict.fromkeys(document.get("seen", []))
+        catalogue._commands = OrderedDict.fromkeys(document.get("commands", []))
         return catalogue
 
 
-def _remember(ids: dict[str, None], new_id: str) -> None:
-    """Keep the id, forget the oldest beyond the limit."""
-    ids.pop(new_id, None)
+def _remember(ids: OrderedDict[str, None], new_id: str) -> None:
+    """Keep the id, forget the oldest beyond the limit; a plain dict would look for the oldest behind thousands deleted."""
     ids[new_id] = None
+    ids.move_to_end(new_id)
     if len(ids) > SEEN_MAX:
-        del ids[next(iter(ids))]
+        ids.popitem(last=False)

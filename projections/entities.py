@@ -395,6 +395,11 @@ class Move:
         return self.state != "requested"
 
 
+def plain(item: Any) -> dict[str, Any]:
+    """The fields of a record whose fields are no records; a tenth of the cost of `asdict`, which copies deeply."""
+    return {name: getattr(item, name) for name in item.__dataclass_fields__}
+
+
 def message(error: str) -> str:
     """The one line of an `error` field; the field itself if it is not the JSON of an error."""
     try:

@@ -7,7 +7,6 @@ older epoch, an unknown volume, a transition that the table forbids); `Catalogue
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
@@ -20,7 +19,7 @@ from rephub.projections import (
     fold_points,
     fold_volume,
 )
-from rephub.projections.entities import Agent, PendingProtect
+from rephub.projections.entities import Agent, PendingProtect, plain
 from rephub.projections.fleet_states import AGENT
 from rephub.schemas import events as ev
 
@@ -100,7 +99,7 @@ def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
     agent.vms[event.qmp] = {
         "vm": event.vm,
         "version": event.version,
-        "nodes": [asdict(node) for node in event.nodes],
+        "nodes": [plain(node) for node in event.nodes],
     }
     for pending in catalogue.protects.values():
         if pending.qmp == event.qmp and event.agent in pending.asked:

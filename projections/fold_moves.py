@@ -88,6 +88,8 @@ def _move_failed(catalogue: Catalogue, event: ev.MoveFailed) -> None:
 
 
 def _prune(catalogue: Catalogue) -> None:
+    if len(catalogue.moves) <= ENDED_MAX:
+        return
     ended = [name for name, move in catalogue.moves.items() if move.ended]
     for name in ended[:-ENDED_MAX]:
         del catalogue.moves[name]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
-from rephub.projections.entities import Fot, Promotion, message
+from rephub.projections.entities import Fot, Promotion, message, plain
 from rephub.projections.states import next_state
 from rephub.schemas import events as ev
 
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
     from rephub.projections.catalogue import Catalogue
 
 ENDED_MAX = 1000
-"""Ended tests, and ended promotions, that the catalogue remembers."""
+"""Ended tests, and ended promotions, that the catalogue remembers at least."""
+ENDED_SLACK = 200
+"""More than that many beyond it, and the oldest are forgotten: looking for them at each end would cost most of a replay."""
 
 
 def _fot_requested(catalogue: Catalogue, event: ev.FotRequested) -> None:
@@ -51,7 +52,7 @@ def _fot_started(catalogue: Catalogue, event: ev.FotStarted) -> None:
     if fot.state == "requested":
         fot.state = "started"
         fot.redirect = "due" if fot.agent else ""
-    fot.views = [asdict(view) for view in event.views]
+    fot.views = [plain(view) for view in event.views]
 
 
 def _fot_failed(catalogue: Catalogue, event: ev.FotFailed) -> None:
@@ -126,7 +127,7 @@ def _promotion(catalogue: Catalogue, name: str, *states: str) -> Promotion:
 def _promote_planned(catalogue: Catalogue, event: ev.PromotePlanned) -> None:
     promotion = _promotion(catalogue, event.promotion, "requested")
     promotion.state = "planned"
-    promotion.plans = [asdict(plan) for plan in event.plans]
+    promotion.plans = [plain(plan) for plan in event.plans]
     if promotion.ended:
         _prune(catalogue.promotions)
 
@@ -160,7 +161,7 @@ def _promoted(catalogue: Catalogue, event: ev.Promoted) -> None:
             volume.bitmap = {}
             volume.promotion = volume.stopped = ""
     promotion.state = "promoted"
-    promotion.plans = [asdict(plan) for plan in event.plans]
+    promotion.plans = [plain(plan) for plan in event.plans]
     _prune(catalogue.promotions)
 
 
@@ -177,6 +178,8 @@ def _promote_failed(catalogue: Catalogue, event: ev.PromoteFailed) -> None:
 
 def _prune(entities: dict[str, Fot] | dict[str, Promotion]) -> None:
     """Forget the oldest that ended: people ask for the last ones, and the snapshot stays small."""
+    if len(entities) <= ENDED_MAX + ENDED_SLACK:
+        return
     ended = [name for name, entity in entities.items() if entity.ended]
     for name in ended[:-ENDED_MAX]:
         del entities[name]

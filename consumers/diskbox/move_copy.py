@@ -46,10 +46,15 @@ async def fetch_copy(
 
     Raises:
         UnavailableError, ProtocolError: the old diskbox went away; try again.
-        ConflictError: it serves something else.
+        ConflictError: it serves something else, or runs another version.
         StorageError: a disk fails, here or there.
     """
-    state = FoldState.from_dict(json.loads(served["position"]))
+    try:
+        state = FoldState.from_dict(json.loads(served["position"]))
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ConflictError(
+            f"the position of volume {volume} cannot be read: {exc}", hint="run one version on both diskboxes"
+        ) from exc
     path = directory / "data.raw"
     position = Position(volume, str(path), start_id, state, state.last_offset)
     await asyncio.to_thread(_begin, directory, path, position)

@@ -435,10 +435,15 @@ def _history(volume: Volume) -> History:
     return History(volume.history_seconds, volume.history_bytes)
 
 
+def _seed(volume: Volume) -> str | None:
+    """What the recovery volume is made of; a seed is on the host of the first diskbox alone."""
+    return None if volume.placed_id else volume.seed
+
+
 def _wanted(volume: Volume) -> Wanted:
     return Wanted(
         volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.recovery_id, epoch=volume.epoch,
-        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume),
+        epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume), seed=_seed(volume),
         reason=f"diskbox {volume.placed_from} was lost" if volume.placed_id else "initial sync",
-        inherited=bool(volume.placed_id and volume.recovery), seed=None if volume.placed_id else volume.seed,
+        inherited=bool(volume.placed_id and volume.recovery),
     )  # fmt: skip

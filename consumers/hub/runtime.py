@@ -47,6 +47,9 @@ WRITE_SECONDS_MAX = 60.0
 
 RETRY_SECONDS = 0.5
 
+CATCH_UP_RECORDS = 20_000
+"""Read and folded at once: a few MiB, and no more live objects than the garbage collector likes to look at."""
+
 SNAPSHOT_SECONDS = 0.5
 """Longest age of the snapshot: `status` reads it when the hub is down."""
 
@@ -322,9 +325,11 @@ class Hub:
     async def _catch_up(self) -> None:
         """Fold up to the head, without Faust: a plain consumer is ten times as fast."""
         head = await self._control.next_offset(EVENTS_TOPIC)
-        for offset, event in await self._control.read(EVENTS_TOPIC, self.catalogue.next_offset, head):
-            if isinstance(event, ev.RECORDS):
-                self._fold(offset, event)
+        for first in range(self.catalogue.next_offset, head, CATCH_UP_RECORDS):
+            upto = min(first + CATCH_UP_RECORDS, head)
+            for offset, event in await self._control.read(EVENTS_TOPIC, first, upto):
+                if isinstance(event, ev.RECORDS):
+                    self._fold(offset, event)
         self.catalogue.skip_to(head)
         self._folded.set()
 

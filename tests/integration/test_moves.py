@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from control_world import replay
 from qsd import Load, StorageDaemon
+from rephub.consumers.hub import snapshot
 from rephub.schemas import events as ev
 from stack import Stack, events
 
@@ -92,3 +94,17 @@ def test_drain_and_move_back_under_load_with_kills(own_stack: Stack, daemon: Sto
         stack.run("checkpoint", "create", f"rest-{name}", "--volume", name)
         assert stack.read_view(name, "--latest") == daemon.files[number].read_bytes()
     assert stack.status("v2")["diskbox"] == "diskbox1"
+
+    kill(stack, "redis")
+    stack.wait_until("Redis is back", lambda: part(stack, "redis")["alive"], SECONDS)
+    stack.wait_until("the snapshot is that of the log", lambda: is_replay(stack), SECONDS)
+
+
+def is_replay(stack: Stack) -> bool:
+    """Whether the hub's snapshot is the replay of the log from offset 0, byte for byte, once it has come that far."""
+    log = events(stack)
+    found = snapshot.load(stack.state_dir / "hub")
+    if found.next_offset != len(log):
+        return False
+    assert found.to_json() == replay(log).to_json()
+    return True

@@ -61,6 +61,8 @@ def busy_world() -> World:
     world.done(world.protect_command("v3", qmp="/nowhere"))
     world.done(world.protect_command("v4", node="ro"))
     world.done(world.command(cmd.Unprotect, volume="v2", purge=True))
+    world.protected("v6", node="n2", seed="/copy.raw")
+    world.done(world.command(cmd.Unprotect, volume="v6", purge=True))
     world.protected("v1")
     box = world.catalogue.diskboxes["d1"]
     shrunk = {"diskbox": "d1", "host": "h", "pid": 2, "url": box.url, "capacity": 1}
@@ -76,8 +78,6 @@ def busy_world() -> World:
     world.send(world.command(cmd.MoveVolumes, volume="v5", group=None, diskbox=None))
     world.done(world.command(cmd.CancelMove, volume="v5", group=None))
     world.done(world.command(cmd.DrainDiskbox, diskbox="diskbox2", drain=True))
-    world.done(world.command(cmd.Unprotect, volume="v5", purge=True))
-    world.protected("v6", node="n2", seed="/copy.raw")
     return world
 
 

@@ -243,6 +243,20 @@ async def test_a_test_that_is_open_keeps_its_pin_on_the_old_one(pair: Pair) -> N
     await pair.switch()
 
 
+async def test_a_position_of_another_version_ends_the_move(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_document: dict[str, object]) -> None:
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(move_copy.FoldState, "from_dict", unknown)
+    await pair.move()
+    ended = await pair.new.until(
+        lambda catalogue: (m := catalogue.moves["m"]).state == "failed" and m, "failed"
+    )
+    assert "cannot be read" in ended.reason
+
+
 async def test_a_copy_that_cannot_be_made_ends_the_move(pair: Pair) -> None:
     pair.copy.parent.mkdir(parents=True, exist_ok=True)
     pair.copy.write_text("a file in the place of the directory")
