@@ -51,7 +51,7 @@ class Fio:
                 "fio", "--name=guest", "--ioengine=nbd", f"--uri={qsd.uri()}", "--rw=randwrite",
                 "--bssplit=4k/80:64k/15:512k/5", f"--iodepth={depth}", f"--size={SIZE}", "--time_based",
                 "--runtime=90", f"--rate_iops={rate}", "--verify=crc32c", "--verify_backlog=64",
-                "--verify_fatal=1", "--output-format=json",
+                "--verify_fatal=1", "--verify_state_save=0", "--output-format=json",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
