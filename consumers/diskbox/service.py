@@ -20,6 +20,7 @@ from rephub.consumers.diskbox.applier import CrashPoint, _go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
 from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.fot_jobs import FotJobs
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.mirror import mirror
@@ -45,7 +46,7 @@ from rephub.core.errors import (
 from rephub.core.journal.port import JournalStore
 from rephub.core.names import EVENTS_TOPIC
 from rephub.projections.catalogue import Catalogue
-from rephub.projections.entities import Fot, Volume
+from rephub.projections.entities import Volume
 from rephub.projections.window import History
 from rephub.schemas import events as ev
 
@@ -103,6 +104,9 @@ class Diskbox:
             store, self.volumes, self.fots, detach_seconds=detach_seconds, owns=self._ownership.owns
         )
         self._jobs = Jobs(self._end_with, self._wake)
+        self._fot_jobs = FotJobs(
+            name, self.catalogue, self.volumes, self.fots, self.promotions, self._jobs, self._facts
+        )
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
@@ -115,7 +119,7 @@ class Diskbox:
         )  # fmt: skip
         self._strays = Strays(
             name, self.directory / "volumes", self.catalogue, self.volumes, self._jobs, self._new_box,
-            self._stop_tests_of, self.moves.expects,
+            self._fot_jobs.stop_all_of, self.moves.expects,
         )  # fmt: skip
         self._round = asyncio.Event()
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -191,9 +195,7 @@ class Diskbox:
                 for volume in list(self.catalogue.volumes.values()):
                     if volume.diskbox == self.name:
                         self._round_of_volume(volume)
-                for fot in list(self.catalogue.fots.values()):
-                    if fot.diskbox == self.name:
-                        self._round_of_fot(fot)
+                self._fot_jobs.round()
                 self._promote_jobs.round()
                 self._compare_jobs.round()
                 self._window_watch.round()
@@ -285,7 +287,7 @@ class Diskbox:
         box = self._box(volume.name)
         wanted = _wanted(volume)
         try:
-            await self._stop_tests_of(volume.name, "the volume is protected anew")
+            await self._fot_jobs.stop_all_of(volume.name, "the volume is protected anew")
             await box.close()
             position = await box.make(wanted)
             await box.open(wanted.history)
@@ -333,7 +335,7 @@ class Diskbox:
 
     async def _rejoin(self, volume: Volume) -> None:
         box = self._box(volume.name)
-        await self._stop_tests_of(volume.name, "the journal diverged")
+        await self._fot_jobs.stop_all_of(volume.name, "the journal diverged")
         try:
             await box.rejoin(_wanted(volume))
         except StorageError as exc:
@@ -343,7 +345,7 @@ class Diskbox:
 
     async def _release(self, volume: Volume) -> None:
         unprotect_id, purge = volume.unprotect_id, volume.purge
-        await self._stop_tests_of(volume.name, "the volume was unprotected")
+        await self._fot_jobs.stop_all_of(volume.name, "the volume was unprotected")
         box = self._box(volume.name)
         try:
             await box.release(purge=purge)
@@ -388,47 +390,6 @@ class Diskbox:
         """Poison is the same after each restart; what the disk or the journal did belongs to this life."""
         poison = "journal_offset" in error.fields
         return f"{self.catalogue.volumes[name].start_id if poison else self._life}:{name}"
-
-    # fail-over tests
-
-    def _round_of_fot(self, fot: Fot) -> None:
-        starting = self._jobs.is_running("fot", fot.name)
-        if fot.state == "requested" and fot.name not in self.fots.open:
-            self._jobs.once(("fot", fot.name), functools.partial(self._start_fot, fot))
-        elif fot.state in ("started", "stopping") and not starting:
-            if fot.name not in self.fots.open:
-                reason = "stopped" if fot.state == "stopping" and not fot.views else "diskbox restarted"
-                self._jobs.once(("unfot", fot.name), functools.partial(self._stop_fot, fot, reason))
-            elif fot.state == "stopping" and not fot.redirected:
-                self._jobs.once(("unfot", fot.name), functools.partial(self._stop_fot, fot, "stopped"))
-        elif fot.ended and fot.name in self.fots.open and not starting:
-            self._jobs.once(("unfot", fot.name), functools.partial(self.fots.stop, fot.name))
-
-    async def _start_fot(self, fot: Fot) -> None:
-        try:
-            views = await self.fots.start(fot, self.catalogue.checkpoints)
-        except (UnavailableError, IndeterminateError):
-            raise
-        except RephubError as exc:
-            fields = {"fot": fot.name, "error": exc.to_json()}
-            await self._facts.tell(ev.FotFailed, fot.event_id, fot.name, fot.command_id, **fields)
-            return
-        await self._facts.tell(
-            ev.FotStarted, fot.event_id, fot.name, fot.command_id, fot=fot.name, views=views
-        )
-
-    async def _stop_fot(self, fot: Fot, reason: str) -> None:
-        await self.fots.stop(fot.name)
-        for name in fot.volumes:
-            if name in self.volumes:
-                await self.promotions.let_go(self.volumes[name])
-        await self._facts.tell(
-            ev.FotStopped, fot.stop_id or fot.event_id, fot.name, fot.command_id, fot=fot.name, reason=reason
-        )
-
-    async def _stop_tests_of(self, volume: str, reason: str) -> None:
-        for name in self.fots.of_volume(volume):
-            await self._stop_fot(self.catalogue.fots[name], reason)
 
 
 def _history(volume: Volume) -> History:
