@@ -265,7 +265,7 @@ class Rig:
         """End everything."""
         if self.process and self.process.poll() is None:
             try:
-                await self.stop()
+                assert await self.stop() == 0, self.tail()
             finally:
                 if self.process.poll() is None:
                     os.kill(self.process.pid, signal.SIGKILL)

@@ -204,7 +204,9 @@ class Hub:
                 self._save_snapshot()
                 saved_at = time.monotonic()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._folded.wait(), TICK_SECONDS)
+                # Not wait_for: it can swallow a cancellation in Python 3.11.
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._folded.wait()
 
     async def diskbox_failed(self, request: DiskboxRequest, error: RephubError) -> None:
         """Say that the provider brought no diskbox; nothing if it announced itself meanwhile.
@@ -292,7 +294,8 @@ class Hub:
         while self.catalogue.next_offset <= offset:
             self._folded.clear()
             try:
-                await asyncio.wait_for(self._folded.wait(), FOLD_SECONDS)
+                async with asyncio.timeout(FOLD_SECONDS):
+                    await self._folded.wait()
             except TimeoutError:
                 await self._catch_up()
         self._check_in_charge()

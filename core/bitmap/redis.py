@@ -47,7 +47,9 @@ class RedisBitmapStore:
             url,
             max_connections=CONNECTIONS_MAX,
             timeout=request_seconds,
-            socket_timeout=request_seconds,
+            # `bounded` is the deadline. With one of its own the library sends by `asyncio.wait_for`, which in Python 3.11
+            # swallows a cancellation now and then: an agent could not stop.
+            socket_timeout=None,
             socket_connect_timeout=request_seconds,
             # One more try at once: a connection that was idle while Redis restarted breaks at first use.
             # All commands here may be sent twice.

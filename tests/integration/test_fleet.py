@@ -147,7 +147,7 @@ capacity = 1
 [provider]
 command = ["STATE/hook", "{diskbox}"]
 command_seconds = 3
-announce_seconds = 3
+announce_seconds = 15
 """
 
 
@@ -180,7 +180,7 @@ def test_a_provider_command_that_fails_hangs_or_brings_nothing_and_one_that_work
     assert "did not end within 3 s and was killed: asking the cloud" in error["message"]
     (state / "mode").write_text("nothing")
     error = stack.fails(*second, code=7)
-    assert "diskbox diskbox2 did not announce itself within 3 s" in error["message"]
+    assert "diskbox diskbox2 did not announce itself within 15 s" in error["message"]
     hook.rename(state / "away")
     error = stack.fails(*second, code=6)
     assert "cannot start" in error["message"]
