@@ -320,8 +320,9 @@ class Hold:
 
     async def _prepare(self, vm: Vm) -> None:
         """Find the node, clean up after the dead, and see that it can be protected."""
-        _name, nodes = await discover.look(vm)
-        info = attach.check_node(vm, nodes, self.volume.node)
+        seen = await discover.look(vm)
+        self._parts.watch.saw(vm, seen)
+        info = attach.check_node(vm, seen.nodes, self.volume.node)
         await attach.clean(vm, info.node)
         await source.stop_server(vm, self._server_path)
         await attach.check_free(vm, info.node)

@@ -26,7 +26,7 @@ class Agent:
     peer: str = ""
     """Where other agents reach it: unix:PATH or tcp:HOST:PORT; empty: an older version."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By monitor path: {"vm", "version", "nodes": [{"node", "device", "size_bytes", …}]}."""
+    """By monitor path: {"vm", "version", "pid", "nodes": [{"node", "device", "size_bytes", …}]}."""
 
 
 @dataclass(slots=True)

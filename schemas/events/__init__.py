@@ -944,6 +944,7 @@ class VmAnnounced:
     vm: str
     version: str
     nodes: tuple[NodeInfo, ...]
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

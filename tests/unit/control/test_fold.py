@@ -266,3 +266,22 @@ def test_a_volume_that_stopped_is_whole_only_after_it_resumed() -> None:
         ev.VolumeResumed(**head(ev.VolumeResumed, "poison", "v1", world.now, "diskbox/d1"), volume="v1")
     )
     assert (volume.state, volume.reason) == ("protected", "")
+
+
+def test_a_vm_announced_unasked_answers_nobody() -> None:
+    """It may have been on its way before the node came that the hub asks for; the protect waits for its own answer."""
+    world = World()
+    world.vms["a1"]["/vm1.sock"].append(node("hot"))
+    world.send(world.protect_command(node="hot"))
+    while not world.catalogue.agents["a1"].probes:
+        world.append(world.due()[0])
+    early = head(ev.VmAnnounced, "by itself", "/vm1.sock", world.now, "agent/a1")
+    old = {"agent": "a1", "qmp": "/vm1.sock", "vm": "vm1", "version": "7.2.0", "nodes": (node("n1"),)}
+    assert world.append(ev.VmAnnounced(**early, **old, pid=7))
+    assert world.catalogue.agents["a1"].vms["/vm1.sock"]["pid"] == 7
+    assert world.catalogue.agents["a1"].state == "probing"
+    world.settle()
+    assert world.catalogue.volumes["v1"].node == "hot"
+    nodes = {item["node"] for item in world.catalogue.agents["a1"].vms["/vm1.sock"]["nodes"]}
+    assert nodes == {"n1", "n2", "ro", "hot"}
+    assert world.catalogue.ignored_events == 0
