@@ -118,6 +118,49 @@ async def test_a_vm_that_comes_back_is_announced_and_attached(rig: Rig, qsd: Sto
         again.stop()
 
 
+def write(daemon: StorageDaemon, number: int, seed: int) -> None:
+    load = Load(daemon.uri(number))
+    load("write", start=seed * 1000, length=70_000, seed=seed)
+    load.close()
+
+
+async def test_nodes_with_other_names_are_found_by_their_devices(rig: Rig, qsd: StorageDaemon) -> None:
+    named, by_device = fresh("named"), fresh("device")
+    await rig.protect(named, qsd.qmp, "disk0", SIZE)
+    await rig.protect(by_device, qsd.qmp, "disk1", SIZE, device="guest1")
+    volumes = [named, by_device]
+    for number, volume in enumerate(volumes):
+        await rig.protected(volume)
+        write(qsd, number, 1)
+    qsd.stop()
+    again = StorageDaemon(qsd.folder, [SIZE, SIZE], nodes=["new0", "new1"])
+    try:
+        for number, volume in enumerate(volumes):
+            await rig.until("attached", lambda v=volume: len(rig.of(ev.FilterAttached, v)) == 2)
+            await rig.protected(volume)
+            write(again, number, 2)
+            await same_as(rig, volume, again.files[number])
+            assert rig.catalogue.volumes[volume].node == f"new{number}"
+        first, second = (rig.of(ev.FilterAttached, volume)[-1] for volume in volumes)
+        assert first.reason.endswith("node disk0 is gone, and its device guest0 has node new0 now")
+        assert second.reason.endswith("device guest1 has node new1 now, and had disk1")
+        assert (first.device, second.device) == ("guest0", "guest1")
+    finally:
+        again.stop()
+    # Another size: what was named by its node may be another disk, what was named by its device is not.
+    for file in again.files:
+        os.truncate(file, 2 * SIZE)
+    again = StorageDaemon(qsd.folder, [SIZE, SIZE], nodes=["newer0", "newer1"])
+    try:
+        await rig.until("attached", lambda: len(rig.of(ev.FilterAttached, by_device)) == 3)
+        await rig.protected(by_device)
+        await rig.until("the reason", lambda: "8388608 bytes" in rig.volume_status(named)["reason"])
+        assert rig.state(named) == "gap"
+        assert len(rig.of(ev.FilterAttached, named)) == 2
+    finally:
+        again.stop()
+
+
 class Machine:
     """A VM whose firmware finds nothing to boot: writes are made in its disk's place, above the filter."""
 
