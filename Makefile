@@ -10,7 +10,7 @@ PYTEST ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
-	tests/integration/test_pause.py tests/conformance/nbd
+	tests/integration/test_pause.py tests/integration/test_discovery.py tests/conformance/nbd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-qemu10 check up down lint types fmt schemas lock clean

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rephub.agent.vm import DRAIN_SECONDS, Vm, find, tolerated
-from rephub.core.errors import ConflictError, NotFoundError, QemuError, UnavailableError
+from rephub.core.errors import ConflictError, QemuError, UnavailableError
 from rephub.schemas.events import NodeInfo
 
 PREFIX = "rephub-"
@@ -62,20 +62,12 @@ def node_mark(node: str) -> str:
     return hashlib.sha256(node.encode()).hexdigest()[:8]
 
 
-def check_node(vm: Vm, nodes: tuple[NodeInfo, ...], wanted: str) -> NodeInfo:
-    """The volume that a node name or device names.
+def check_node(vm: Vm, info: NodeInfo) -> None:
+    """Refuse a node that cannot be protected.
 
     Raises:
-        NotFoundError: there is none.
-        ConflictError: it cannot be protected; the message says why.
+        ConflictError: it cannot; the message says why.
     """
-    info = next((item for item in nodes if item.node == wanted), None)
-    info = info or next((item for item in nodes if item.device and item.device == wanted), None)
-    if info is None:
-        known = ", ".join(f"{item.node} ({item.device})" if item.device else item.node for item in nodes)
-        raise NotFoundError(
-            f"no node or device {wanted!r} in the QEMU at {vm.path}", hint=f"it has: {known or 'none'}"
-        )
     if info.read_only:
         raise ConflictError(
             f"node {info.node} is read-only: there is nothing to protect", hint="name the writable node"
@@ -91,7 +83,6 @@ def check_node(vm: Vm, nodes: tuple[NodeInfo, ...], wanted: str) -> NodeInfo:
             f"node {info.node} is on an iothread, and QEMU {version} can abort when a mirror comes or goes there",
             hint="run the disk without iothread, or QEMU 10.0 or later",
         )
-    return info
 
 
 async def check_free(vm: Vm, node: str) -> None:

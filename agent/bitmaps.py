@@ -151,9 +151,9 @@ async def clean(vm: Vm, node: str, keep: Bitmaps | None = None) -> list[str]:
     found = find(await _nodes(vm), "node-name", node) or {}
     # Bitmaps of jobs, such as our mirror, have no name.
     names = [str(item.get("name", "")) for item in found.get("dirty-bitmaps", [])]
-    mark = f"-{node_mark(node)}-"
     kept = (keep.record, keep.guard) if keep else ()
-    stale = [name for name in names if name.startswith(PREFIX) and mark in name and name not in kept]
+    # Also those that a node of another name left in the same image.
+    stale = [name for name in names if name.startswith(PREFIX) and name not in kept]
     for name in stale:
         await _remove(vm, node, name)
     if stale:

@@ -20,6 +20,25 @@ NODES_MAX = 1000
 """More are not announced: an event stays far below Kafka's limit."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A VM as one look showed it. Two that are equal have the same volumes, and nothing is to be said."""
+
+    vm: str
+    """Its name."""
+    version: str
+    """Of QEMU."""
+    pid: int | None
+    """Of the process; None: it cannot be seen."""
+    nodes: tuple[NodeInfo, ...]
+
+    @classmethod
+    def known(cls, entry: dict[str, Any]) -> Seen:
+        """What an entry of `Agent.vms` in the catalogue says."""
+        nodes = tuple(NodeInfo(**node) for node in entry["nodes"])
+        return cls(entry["vm"], entry["version"], entry.get("pid"), nodes)
+
+
 @dataclass(slots=True)
 class Answers:
     """What QEMU said."""
@@ -70,8 +89,9 @@ def describe(answers: Answers) -> tuple[NodeInfo, ...]:
     return tuple(sorted(found, key=lambda info: info.node)[:NODES_MAX])
 
 
-async def look(vm: Vm) -> tuple[str, tuple[NodeInfo, ...]]:
-    """Ask a connected QEMU for its name and volumes.
+async def look(vm: Vm) -> Seen:
+    """Ask a connected QEMU for its name and volumes. The queries drain nothing; hold `vm.lock`, so that the answers fit
+    together as far as it depends on us.
 
     Raises:
         UnavailableError: it went away.
@@ -85,7 +105,8 @@ async def look(vm: Vm) -> tuple[str, tuple[NodeInfo, ...]]:
     name = ""
     with contextlib.suppress(QemuError):
         name = (await vm.execute("query-name")).get("name", "")
-    return name or Path(vm.path).name, describe(answers)
+    version = ".".join(map(str, vm.version))
+    return Seen(name or Path(vm.path).name, version, vm.pid or None, describe(answers))
 
 
 async def _iothreads(vm: Vm, devices: list[dict[str, Any]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from rephub.agent import attach, bitmaps, discover, epochs, source
+from rephub.agent import attach, bitmaps, discover, epochs, matching, source
 from rephub.agent.attachment import AttachmentSpec
 from rephub.agent.epochs import Hint
 from rephub.agent.ipc import Document
@@ -68,7 +68,7 @@ class Hold:
         self.taken_at = time.monotonic()
         self._parts = parts
         self._keeper = keeper
-        self._node = volume.node
+        self._node, self.device = volume.node, ""
         self._names = attach.names(volume.node, 0)
         self._server_path = source.own_path(parts.settings, volume.qmp)
         self._source: source.Source | None = None
@@ -109,6 +109,11 @@ class Hold:
             await hold.let_go()
             raise
         return hold
+
+    @property
+    def node(self) -> str:
+        """Name of the node that is attached; `device` is what it is in, empty: nothing."""
+        return self._node
 
     async def begin_sync(self) -> tuple[str, int]:
         """Start the sync in the worker; the keeper hears of its end.
@@ -320,12 +325,18 @@ class Hold:
 
     async def _prepare(self, vm: Vm) -> None:
         """Find the node, clean up after the dead, and see that it can be protected."""
-        _name, nodes = await discover.look(vm)
-        info = attach.check_node(vm, nodes, self.volume.node)
+        seen = await discover.look(vm)
+        self._parts.watch.saw(vm, seen)
+        others = [item for item in self._parts.catalogue.live_volumes() if item.qmp == vm.path]
+        found = matching.choose(self.volume, others, seen.nodes)
+        info = found.info
+        attach.check_node(vm, info)
+        if found.why:
+            self.memory.distrust(found.why)
         await attach.clean(vm, info.node)
         await source.stop_server(vm, self._server_path)
         await attach.check_free(vm, info.node)
-        self._node, self.size_bytes = info.node, info.size_bytes
+        self._node, self.device, self.size_bytes = info.node, info.device, info.size_bytes
         await self.memory.check(vm, info.node)
 
     async def _claim(self, hints: list[Hint], reason: str) -> None:

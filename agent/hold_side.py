@@ -6,7 +6,7 @@ Steps, in their order: `check`, `hold`, `mark`, `release`; `drop` instead of any
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from rephub.agent.ipc import Document
@@ -34,6 +34,11 @@ class HoldSide:
     def __init__(self, worker_of: Callable[[list[str]], WorkerProcess]) -> None:
         self._worker_of = worker_of
         self._holds: dict[str, tuple[WorkerProcess, list[str]]] = {}
+
+    def holds(self, volumes: Iterable[str]) -> bool:
+        """Whether answers to writes of any of these volumes are held now, or may be."""
+        wanted = set(volumes)
+        return any(wanted.intersection(held) for _worker, held in self._holds.values())
 
     async def serve(self, op: str, fields: Document) -> Document:
         """Do one step.

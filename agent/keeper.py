@@ -236,12 +236,14 @@ class Keeper:
             attachment_id=held.attachment_id,
             offset=held.offset,
             reason=hold.reason,
+            node=hold.node,
+            device=hold.device or None,
         )
         if hold.size_bytes != size_bytes:
             self._emit(
                 ev.VolumeResized, held.attachment_id, volume, epoch=held.epoch, size_bytes=hold.size_bytes
             )
-        log.info("attached", extra={"volume": self.name, "epoch": held.epoch, "node": volume.node})
+        log.info("attached", extra={"volume": self.name, "epoch": held.epoch, "node": hold.node})
 
     def _give_up(self, volume: Volume, exc: RephubError) -> None:
         self._attempts = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rephub.agent.announce import Announcer
 from rephub.agent.vms import Vms
+from rephub.agent.watch import Watch
 from rephub.agent.workers import WorkerPool
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.config import Settings
@@ -23,5 +24,6 @@ class Parts:
     pool: WorkerPool
     vms: Vms
     announcer: Announcer
+    watch: Watch
     journals: JournalStore
     bitmaps: BitmapStore

@@ -32,6 +32,10 @@ class PauseMemory:
         self.why_full = ""
         """Why everything is copied although there was a pause; else empty."""
 
+    def distrust(self, why: str) -> None:
+        """The node may hold other data than the one before: everything is copied."""
+        self._copy_all(why)
+
     async def check(self, vm: Vm, node: str) -> None:
         """Look whether QEMU still has what is known; what cannot be relied on now never will be, and is removed."""
         if self.bitmaps and self._volume.stopped:
@@ -81,4 +85,4 @@ class PauseMemory:
 
     def _copy_all(self, why: str) -> None:
         self.bitmaps, self.why_full = None, why
-        log.warning("full copy after a pause", extra={"volume": self._volume.name, "why": why})
+        log.warning("full copy", extra={"volume": self._volume.name, "why": why})

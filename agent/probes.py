@@ -51,27 +51,18 @@ class Probes:
 
     async def _probe(self, path: str, event_id: str) -> None:
         parts = self._parts
-        agent = parts.settings.agent.id
         # A user of its own: probes of one path may overlap.
         user = Probes(parts)
         try:
             vm = await parts.vms.get(path, user)
             try:
-                name, nodes = await discover.look(vm)
+                async with vm.lock:
+                    parts.watch.answer(vm, await discover.look(vm), event_id)
             finally:
                 parts.vms.give_back(path, user)
         except RephubError as exc:
+            parts.watch.forget(path)
+            agent = parts.settings.agent.id
             parts.announcer.emit(
                 ev.VmProbeFailed, path, cause_id=event_id, agent=agent, qmp=path, error=exc.to_json()
             )
-            return
-        parts.announcer.emit(
-            ev.VmAnnounced,
-            path,
-            cause_id=event_id,
-            agent=agent,
-            qmp=path,
-            vm=name,
-            version=".".join(map(str, vm.version)),
-            nodes=nodes,
-        )

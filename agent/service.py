@@ -20,6 +20,7 @@ from rephub.agent.peers import PeerServer
 from rephub.agent.probes import Probes
 from rephub.agent.redirects import Redirects
 from rephub.agent.vms import Vms
+from rephub.agent.watch import Watch
 from rephub.agent.workers import WorkerPool
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.codec import ControlRecord
@@ -63,13 +64,15 @@ class Agent:
         self._settings = settings
         self._control = control
         self._bitmaps = bitmaps
-        pool = WorkerPool(settings)
+        pool, catalogue = WorkerPool(settings), Catalogue()
+        vms, announcer = Vms(pool), Announcer(control, settings.agent.id)
         self.parts = Parts(
             settings=settings,
-            catalogue=Catalogue(),
+            catalogue=catalogue,
             pool=pool,
-            vms=Vms(pool),
-            announcer=Announcer(control, settings.agent.id),
+            vms=vms,
+            announcer=announcer,
+            watch=Watch(settings, catalogue, vms, announcer),
             journals=journals,
             bitmaps=bitmaps,
         )
@@ -100,6 +103,7 @@ class Agent:
             asyncio.create_task(self._follow(url)),
             asyncio.create_task(self._renew_lease(url)),
             asyncio.create_task(self._checkpoints.run()),
+            asyncio.create_task(self.parts.watch.run(self._checkpoints.side.holds)),
         ]
         return url
 

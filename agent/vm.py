@@ -42,9 +42,15 @@ class Vm:
     Args:
         path: of the monitor's unix socket.
         gone: called when an established connection ends by itself.
+        heard: called with each event's name and data.
     """
 
-    def __init__(self, path: str, gone: Callable[[Vm], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        gone: Callable[[Vm], None],
+        heard: Callable[[Vm, str, dict[str, Any]], None] | None = None,
+    ) -> None:
         self.path = path
         self.pid = 0
         """Process id of the QEMU; 0 if it cannot be seen from here."""
@@ -52,6 +58,7 @@ class Vm:
         self.lock = asyncio.Lock()
         """Held by whoever attaches, detaches or cleans: one change of this QEMU at a time."""
         self._gone = gone
+        self._heard = heard
         self._client: QMPClient | None = None
         self._handlers: dict[str, Handler] = {}
         self._listening: asyncio.Task[None] | None = None
@@ -180,6 +187,8 @@ class Vm:
             log.debug("qmp event", extra={"monitor": self.path, "event": name, "job": job})
             if handler:
                 handler(name, data)
+            if self._heard:
+                self._heard(self, name, data)
 
 
 async def _ended(client: QMPClient) -> None:

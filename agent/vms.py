@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
 
 from rephub.agent.vm import Vm
 from rephub.agent.workers import WorkerPool
@@ -34,6 +34,8 @@ class Vms:
     """
 
     def __init__(self, pool: WorkerPool) -> None:
+        self.on_event: Callable[[Vm, str, dict[str, Any]], None] | None = None
+        """Is told every event of every QEMU: name and data."""
         self._pool = pool
         self._vms: dict[str, Vm] = {}
         self._users: dict[str, list[User]] = {}
@@ -47,7 +49,7 @@ class Vms:
         """
         vm = self._vms.get(path)
         if vm is None:
-            vm = self._vms[path] = Vm(path, self._gone)
+            vm = self._vms[path] = Vm(path, self._gone, self._heard)
         users = self._users.setdefault(path, [])
         if user not in users:
             users.append(user)
@@ -69,11 +71,19 @@ class Vms:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
+    def in_use(self) -> list[Vm]:
+        """Connected QEMUs that a volume needs: not those that somebody only looks at."""
+        return [vm for path, vm in self._vms.items() if vm.connected and self.volumes(path)]
+
+    def volumes(self, path: str) -> list[str]:
+        """Volumes that need the QEMU behind a monitor."""
+        return [user.name for user in self._users.get(path, []) if user.name]
+
     @contextlib.asynccontextmanager
     async def changing(self, vm: Vm) -> AsyncIterator[None]:
         """Hold a QEMU alone, its volumes' answers not throttled: its commands wait for them."""
         async with vm.lock:
-            volumes = [user.name for user in self._users.get(vm.path, []) if user.name]
+            volumes = self.volumes(vm.path)
             await self._pool.throttle(volumes, on=False)
             try:
                 yield
@@ -85,6 +95,10 @@ class Vms:
         for vm in list(self._vms.values()):
             await vm.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _heard(self, vm: Vm, name: str, data: dict[str, Any]) -> None:
+        if self.on_event:
+            self.on_event(vm, name, data)
 
     def _gone(self, vm: Vm) -> None:
         for user in list(self._users.get(vm.path, [])):

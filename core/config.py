@@ -104,6 +104,12 @@ class AgentSettings(DaemonSection):
     peer_host: str = Field("", description="address for agents of other hosts; empty: a unix socket")
     peer_port: Port = Field(0, description="port beside it; 0: any free one")
     syncs_max: int = Field(4, ge=1, le=1000, description="syncs that run at a time")
+    discover_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="VMs of protected volumes are looked at for new disks; 0: on QEMU's events only",
+    )
 
 
 class DiskboxSettings(DaemonSection):

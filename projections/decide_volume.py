@@ -132,8 +132,8 @@ def volume_answer(volume: Volume) -> dict[str, Any]:
 
 
 def _names_of(catalogue: Catalogue, volume: Volume) -> set[str]:
-    """The volume's node name, and its device as far as the VM announced one."""
-    names = {volume.node}
+    """The volume's node name, the device by which it was named, and that which the VM announced."""
+    names = {volume.node} | ({volume.by_device} if volume.by_device else set())
     agent = catalogue.agents.get(volume.agent)
     vm = agent.vms.get(volume.qmp) if agent else None
     for node in vm["nodes"] if vm else []:
@@ -198,6 +198,7 @@ def start(
         agent=agent.name,
         diskbox=diskbox,
         size_bytes=node["size_bytes"],
+        device=None if pending.node == node["node"] else pending.node,
         **(_terms(pending) | {"node": node["node"]}),
     )
 

@@ -26,7 +26,7 @@ class Agent:
     peer: str = ""
     """Where other agents reach it: unix:PATH or tcp:HOST:PORT; empty: an older version."""
     vms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By monitor path: {"vm", "version", "nodes": [{"node", "device", "size_bytes", …}]}."""
+    """By monitor path: {"vm", "version", "pid", "nodes": [{"node", "device", "size_bytes", …}]}."""
 
 
 @dataclass(slots=True)
@@ -109,6 +109,7 @@ class Volume:
     diskbox: str
     qmp: str
     node: str
+    """Node name when capture was attached last; before that, as it was resolved at the protect."""
     size_bytes: int
     ack: str
     overload: str
@@ -117,6 +118,10 @@ class Volume:
     recovery: str | None
     """Where the operator wants the recovery volume, None: the diskbox decides."""
     seed: str | None
+    by_device: str = ""
+    """Device by which the node was named in the protect; empty: by its node name."""
+    device: str = ""
+    """Device that the node was in when capture was attached last; empty: none, or not known."""
     state: str = "syncing"
     reason: str = ""
     since_at: int = 0

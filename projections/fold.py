@@ -94,15 +94,25 @@ def _answered_probe(agent: Agent, qmp: str) -> None:
 
 
 def _vm_announced(catalogue: Catalogue, event: ev.VmAnnounced) -> None:
+    """An agent announces a VM also without being asked; such an event may have been on its way when the hub asked.
+
+    It answers nobody then: it may lack the very node that the hub asks for.
+    """
     agent = _agent(catalogue, event.agent)
-    _answered_probe(agent, event.qmp)
     agent.vms[event.qmp] = {
         "vm": event.vm,
         "version": event.version,
+        "pid": event.pid,
         "nodes": [plain(node) for node in event.nodes],
     }
+    if event.cause_id is None:
+        return
+    newest = agent.probes.get(event.qmp) == event.cause_id
+    if newest:
+        _answered_probe(agent, event.qmp)
     for pending in catalogue.protects.values():
-        if pending.qmp == event.qmp and event.agent in pending.asked:
+        asked = pending.asked.get(event.agent) if pending.qmp == event.qmp else None
+        if asked is not None and (newest or asked == event.cause_id):
             if event.agent not in pending.announced:
                 pending.announced.append(event.agent)
             pending.errors.pop(event.agent, None)

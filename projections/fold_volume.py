@@ -68,6 +68,8 @@ def _start_protect(catalogue: Catalogue, event: ev.StartProtect) -> None:
         history_bytes=event.history_bytes,
         recovery=event.recovery,
         seed=event.seed,
+        by_device=event.device or "",
+        device=event.device or "",
         reason="waits for capture",
         since_at=event.at,
         gap_at=event.at,
@@ -138,6 +140,10 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     volume.epoch = event.epoch
     volume.attachment_id = event.attachment_id
     volume.epoch_offset = event.offset
+    if event.node:
+        volume.node = event.node
+        # A node that nobody uses for now keeps the device by which it may be found again.
+        volume.device = event.device or volume.device
     volume.attached = volume.attached_before = True
     if event.offset >= volume.made_offset:
         volume.resync_id = ""

@@ -26,6 +26,7 @@ class StorageDaemon:
         sizes: of the disks, in bytes; a file that exists is kept.
         binary: another version of qemu-storage-daemon.
         driver: raw or qcow2.
+        nodes: names of the nodes instead of `diskN`; exports and files keep their names.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class StorageDaemon:
         sizes: list[int],
         binary: str = "qemu-storage-daemon",
         driver: str = "raw",
+        nodes: list[str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.qmp, self._nbd = folder, folder / "qmp", folder / "nbd"
@@ -52,12 +54,15 @@ class StorageDaemon:
             elif not path.exists():
                 with path.open("wb") as file:
                     file.truncate(size)
-            node = f"disk{number}"
+            node = nodes[number] if nodes else f"disk{number}"
             arguments += [
                 "--blockdev",
                 f"driver={driver},node-name={node},file.driver=file,file.filename={path},discard=unmap",
             ]
-            arguments += ["--export", f"type=nbd,id=guest{number},node-name={node},name={node},writable=on"]
+            arguments += [
+                "--export",
+                f"type=nbd,id=guest{number},node-name={node},name=disk{number},writable=on",
+            ]
         with (folder / "qsd.log").open("ab") as log:
             self.process = subprocess.Popen(arguments, stderr=log)
         deadline = time.monotonic() + 10

@@ -310,6 +310,8 @@ class FilterAttached:
     attachment_id: str
     offset: int
     reason: str
+    node: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -803,6 +805,7 @@ class StartProtect:
     agent: str
     diskbox: str
     size_bytes: int
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -944,6 +947,7 @@ class VmAnnounced:
     vm: str
     version: str
     nodes: tuple[NodeInfo, ...]
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

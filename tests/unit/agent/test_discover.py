@@ -9,7 +9,7 @@ import pytest
 from rephub.agent.attach import check_node, names
 from rephub.agent.discover import Answers, describe
 from rephub.agent.vm import Vm
-from rephub.core.errors import ConflictError, NotFoundError
+from rephub.core.errors import ConflictError
 
 
 def node(name: str, *, driver: str = "qcow2", read_only: bool = False) -> dict[str, Any]:
@@ -66,26 +66,17 @@ def vm(major: int) -> Vm:
     return made
 
 
-def test_device_and_node_names_resolve() -> None:
-    found = describe(ANSWERS)
-    assert check_node(vm(10), found, "vd0").node == "disk0"
-    assert check_node(vm(10), found, "disk0").node == "disk0"
-    assert check_node(vm(7), found, "drive1").node == "#block123"
-    with pytest.raises(NotFoundError, match="nope"):
-        check_node(vm(7), found, "nope")
-    with pytest.raises(NotFoundError):
-        check_node(vm(7), found, "")
-
-
 def test_what_cannot_be_protected_is_refused() -> None:
-    found = describe(ANSWERS)
+    found = {info.node: info for info in describe(ANSWERS)}
+    check_node(vm(10), found["disk0"])
+    check_node(vm(7), found["#block123"])
     with pytest.raises(ConflictError, match="read-only"):
-        check_node(vm(10), found, "cd")
+        check_node(vm(10), found["cd"])
     with pytest.raises(ConflictError, match=r"iothread.*7\.2"):
-        check_node(vm(7), found, "disk0")
+        check_node(vm(7), found["disk0"])
     ANSWERS.iothreads["/machine/peripheral/vd0/virtio-backend"] = "mapping"
     with pytest.raises(ConflictError, match="iothread-vq-mapping"):
-        check_node(vm(10), describe(ANSWERS), "disk0")
+        check_node(vm(10), describe(ANSWERS)[2])
 
 
 def test_names_fit_into_qemu() -> None:

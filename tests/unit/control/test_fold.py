@@ -266,3 +266,48 @@ def test_a_volume_that_stopped_is_whole_only_after_it_resumed() -> None:
         ev.VolumeResumed(**head(ev.VolumeResumed, "poison", "v1", world.now, "diskbox/d1"), volume="v1")
     )
     assert (volume.state, volume.reason) == ("protected", "")
+
+
+def test_a_vm_announced_unasked_answers_nobody() -> None:
+    """It may have been on its way before the node came that the hub asks for; the protect waits for its own answer."""
+    world = World()
+    world.vms["a1"]["/vm1.sock"].append(node("hot"))
+    world.send(world.protect_command(node="hot"))
+    while not world.catalogue.agents["a1"].probes:
+        world.append(world.due()[0])
+    early = head(ev.VmAnnounced, "by itself", "/vm1.sock", world.now, "agent/a1")
+    old = {"agent": "a1", "qmp": "/vm1.sock", "vm": "vm1", "version": "7.2.0", "nodes": (node("n1"),)}
+    assert world.append(ev.VmAnnounced(**early, **old, pid=7))
+    assert world.catalogue.agents["a1"].vms["/vm1.sock"]["pid"] == 7
+    assert world.catalogue.agents["a1"].state == "probing"
+    world.settle()
+    assert world.catalogue.volumes["v1"].node == "hot"
+    nodes = {item["node"] for item in world.catalogue.agents["a1"].vms["/vm1.sock"]["nodes"]}
+    assert nodes == {"n1", "n2", "ro", "hot"}
+    assert world.catalogue.ignored_events == 0
+
+
+def test_the_device_by_which_a_volume_was_named_stays_its_name() -> None:
+    world = World()
+    assert world.protected("v1", node="dev-n1").by_device == "dev-n1"
+    assert world.protected("v2", node="n2").by_device == ""
+    volume = world.catalogue.volumes["v1"]
+    assert (volume.node, volume.device) == ("n1", "dev-n1")
+    world.append(lost(volume, world.now))
+    world.append(replace(attached(volume, volume.epoch + 1, world.now, "x"), node="n7", device="dev-n1"))
+    assert (world.catalogue.volumes["v1"].node, world.catalogue.volumes["v1"].device) == ("n7", "dev-n1")
+    # Not announced under its new name yet: its device is its own all the same.
+    again = world.send(world.protect_command(volume="v1", node="dev-n1"))
+    assert isinstance(again, ev.CommandFulfilled)
+    assert isinstance(world.rejected(world.protect_command(volume="v3", node="dev-n1")), ConflictError)
+
+
+def test_a_node_out_of_its_device_keeps_it() -> None:
+    """And an older agent says neither."""
+    world = World()
+    volume = world.protected("v1")
+    for name, device in (("n1", "vd0"), ("n1", None), (None, None)):
+        world.append(lost(volume, world.now))
+        again = attached(volume, volume.epoch + 1, world.now, "x")
+        assert world.append(replace(again, node=name, device=device))
+        assert (volume.node, volume.device) == ("n1", "vd0")
