@@ -13,7 +13,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/integration/test_pause.py tests/integration/test_discovery.py tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-qemu10 check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ setup: ## Debian packages, .venv, Kafka's jars; quick when all is there
 demo: setup ## the main job on a real QEMU disk, with everything real; leaves nothing running
 	@$(BIN)/python scripts/demo.py
 
-test: setup ## all tests, on real Kafka, Redis and QEMU
-	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST)
+test: setup ## the tests, on real Kafka, Redis and QEMU
+	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) -m "not long" $(PYTEST)
+
+test-long: setup ## those of fleets, groups and long logs, which take minutes each
+	REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) -m long $(PYTEST) tests/integration
 
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10

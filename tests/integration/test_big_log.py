@@ -25,7 +25,7 @@ from rephub.infra.kafka.topics import create_topics
 from rephub.projections.catalogue import Catalogue
 from rephub.schemas import events as ev
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.kafka, pytest.mark.timeout(400)]
 
 EVENTS = 100_000
 BATCH = 200

@@ -21,7 +21,13 @@ from qsd import StorageDaemon
 from rephub.schemas import events as ev
 from stack import Stack, read_uri
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.qemu,
+    pytest.mark.timeout(600),
+]
 
 SEED = 20261125
 TORN_AGENT = str(Path(__file__).parent.parent / "tools/torn_agent.py")

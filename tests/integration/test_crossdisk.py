@@ -22,7 +22,13 @@ from rephub.infra.kafka.topics import JOURNAL_CONFIG
 from rephub.schemas import events as ev
 from stack import Stack, read_uri
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.qemu,
+    pytest.mark.timeout(300),
+]
 
 CHECKPOINT_SECONDS = 0.05
 SEED = 20261123

@@ -29,7 +29,13 @@ from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 from stack import REPHUB, Stack, bootstrap, events
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.qemu,
+    pytest.mark.timeout(240),
+]
 
 VOLUMES = 60
 DISK_BYTES = 1 << 20

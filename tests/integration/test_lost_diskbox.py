@@ -17,7 +17,13 @@ from qsd import Load, StorageDaemon
 from rephub.schemas import events as ev
 from stack import Stack, events
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.qemu,
+    pytest.mark.timeout(240),
+]
 
 MIB = 1 << 20
 DISK_BYTES = 16 * MIB

@@ -16,7 +16,13 @@ from rephub.consumers.hub import snapshot
 from rephub.schemas import events as ev
 from stack import Stack, events
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.kafka,
+    pytest.mark.redis,
+    pytest.mark.qemu,
+    pytest.mark.timeout(240),
+]
 
 MIB = 1 << 20
 DISK_BYTES = 32 * MIB

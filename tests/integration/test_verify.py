@@ -120,6 +120,7 @@ class Verify:
         return self.process.returncode, json.loads(output)
 
 
+@pytest.mark.long
 def test_it_ends_with_ctrl_c_and_with_each_part(own_stack: Stack, disk) -> None:
     """Ctrl-C leaves nothing running; agent or diskbox killed: a clear error, soon; hub killed: it goes on."""
     stack, daemon = own_stack, disk(64 * MIB)
