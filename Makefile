@@ -5,15 +5,19 @@ BIN := .venv/bin
 REQUIRE ?= all
 # How many tests run at once, each file's in one process. Most wait for daemons: two at a time fit on two cores.
 PARALLEL ?= -n 2 --dist loadfile
+# make crash SECONDS=3600 SEED=7
+SECONDS ?= 300
+SEED ?=
 # Passed to pytest: make test PYTEST='-k prefix -x'
 PYTEST ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
-	tests/integration/test_pause.py tests/integration/test_discovery.py tests/conformance/nbd
+	tests/integration/test_pause.py tests/integration/test_dirty_lines.py tests/integration/test_discovery.py \
+	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 crash check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +37,9 @@ test-long: setup ## those of fleets, groups and long logs, which take minutes ea
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10
 	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
+
+crash: setup ## kill and freeze parts at random under load, for SECONDS; says what was survived
+	@$(BIN)/python tests/crash/crash.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check

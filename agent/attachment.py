@@ -19,6 +19,7 @@ from rephub.agent import delta, overload
 from rephub.agent.capture import AckPolicy, Capture, export_info
 from rephub.agent.comparing import Comparing
 from rephub.agent.dirty import DirtyRegions
+from rephub.agent.extents import Extent
 from rephub.agent.known import Known
 from rephub.agent.marks import Marks
 from rephub.agent.publisher import Encoder, Publisher
@@ -221,8 +222,39 @@ class Attachment:
         self._wake()
         return acked
 
+    def turn(self) -> dict[str, int | None]:
+        """A record in QEMU has ended, and all that it holds is in the queue.
+
+        Returns:
+            `received_seq`, up to which that is, and `touched_bytes`: how much the guest can have dirtied in the record, None:
+            too much to say where.
+        """
+        self.check_open()
+        return {"received_seq": self.queue.next_seq - 1, "touched_bytes": self.capture.touched.turn()}
+
+    async def foreign(self, server: dict[str, Any], export: str, record: str) -> list[Extent]:
+        """What is dirty in the record that ended last and was written by somebody else than the guest.
+
+        Args:
+            server: where QEMU's NBD server is.
+            export: of the volume there; it shows the record.
+            record: name of the bitmap.
+
+        Raises:
+            RephubError: it cannot be read.
+        """
+        context = delta.context_of(record)
+        client = await NbdClient.connect(**server, export=export, contexts=(BASE_ALLOCATION, context))
+        try:
+            if context not in client.contexts:
+                return []
+            dirty = await delta.in_bitmap(client, record, self.spec.size_bytes)
+        finally:
+            await client.close()
+        return self.capture.touched.foreign(dirty)
+
     async def position(self, *, acked: bool = False) -> dict[str, int]:
-        """Where the queue is: `received_seq`, `acked_seq`, and the latter's journal offset `acked_offset`.
+        """Where the queue is: `acked_seq`, and its journal offset `acked_offset`.
 
         Args:
             acked: wait until all that the queue holds now is acked.
@@ -237,11 +269,7 @@ class Attachment:
         while acked and publisher.acked_seq < received:
             await asyncio.sleep(POSITION_SECONDS)
             self.check_open()
-        return {
-            "received_seq": received,
-            "acked_seq": publisher.acked_seq,
-            "acked_offset": publisher.acked_offset,
-        }
+        return {"acked_seq": publisher.acked_seq, "acked_offset": publisher.acked_offset}
 
     def expect_end(self) -> None:
         """QEMU is about to let go at our wish: that is no loss."""

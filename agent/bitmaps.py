@@ -250,6 +250,16 @@ async def drop(vm: Vm, node: str, base: str, before: int) -> None:
             await _remove(vm, node, record.name)
 
 
+async def dirty_bytes(vm: Vm, node: str, base: str, number: int) -> tuple[str, int] | None:
+    """Name of a record, and how many bytes are dirty in it; None if it is gone."""
+    found = find(await nodes_of(vm), "node-name", node) or {}
+    for record in records_of(found, base):
+        if record.number == number:
+            bitmap = find(found["dirty-bitmaps"], "name", record.name)
+            return record.name, int(bitmap["count"]) if bitmap else 0
+    return None
+
+
 async def acked_offset(vm: Vm, node: str, base: str) -> int:
     """All events up to it were acked when the chain's newest record was made; -1: not known."""
     records = records_of(find(await nodes_of(vm), "node-name", node) or {}, base)

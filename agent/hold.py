@@ -21,7 +21,7 @@ from rephub.agent.vm import Vm
 from rephub.agent.vms import User
 from rephub.agent.workers import Owner, WorkerProcess
 from rephub.core.config import socket_path
-from rephub.core.errors import RephubError, UnavailableError
+from rephub.core.errors import ConflictError, RephubError, UnavailableError
 from rephub.projections.catalogue import Volume
 
 OPEN_SECONDS = 25.0
@@ -199,8 +199,29 @@ class Hold:
             await self.memory.rotate(vm, self._node, before["acked_seq"], before["acked_offset"])
             # Once more: on an iothread, writes may come between the transaction's own drain and its actions.
             await _drain(vm)
-        self.memory.rotated((await self._call("position"))["received_seq"])
+        turn = await self._call("turn")
+        self.memory.rotated(turn["received_seq"])
         self._rotated = time.monotonic(), before["acked_offset"]
+        await self._watch_foreign(vm, turn["touched_bytes"])
+
+    async def _watch_foreign(self, vm: Vm, touched_bytes: int | None) -> None:
+        """Capture is lost if the record that ended holds more than the guest's writes: somebody writes below the filter."""
+        last = await self.memory.last_record(vm, self._node)
+        if touched_bytes is None or last is None or last[1] <= touched_bytes or self._source is not None:
+            # Also while a verify has the export: it looks at more than this.
+            return
+        async with self._parts.vms.changing(vm):
+            at = await source.open_source(vm, self._node, self._names, self._server_path, (last[0],))
+        try:
+            server = at.address.to_dict()
+            answer = await self._call("foreign", server=server, export=at.export, record=last[0])
+        finally:
+            async with self._parts.vms.changing(vm):
+                await source.close_source(vm, self._names, self._server_path)
+        if answer["extents"]:
+            start, count = answer["extents"][0][0], len(answer["extents"])
+            why = f"somebody else wrote to node {self._node}, in {count} places of 64 KiB, first at byte {start}"
+            self._keeper.lost(self.held.epoch, ConflictError(why, hint="who else has the disk open?"))
 
     @property
     def sync_source(self) -> source.Source | None:

@@ -275,6 +275,18 @@ class Memory:
         """QEMU was drained since, and this is the newest `seq` in the queue."""
         self._received_seq = received_seq
 
+    async def last_record(self, vm: Vm, node: str) -> tuple[str, int] | None:
+        """The record that ended with the last rotation, and how many bytes are dirty in it.
+
+        None if it is the first one, which inherits what others wrote, or gone.
+        """
+        assert self._own is not None
+        return (
+            await bitmaps.dirty_bytes(vm, node, self._own.base, self._number - 1)
+            if self._number > 2
+            else None
+        )
+
     async def pause(self, vm: Vm, node: str, server_path: str, offset: int) -> dict[str, Any]:
         """A chain that records from here on; returns `name`, `persistent` and `image` of `Volume.bitmap`.
 

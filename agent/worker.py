@@ -75,6 +75,8 @@ class Worker:
             "compare": self._compare,
             "pace": self._pace,
             "position": self._position,
+            "turn": self._turn,
+            "foreign": self._foreign,
             "hold": self._hold,
             "hold_mark": self._hold_mark,
             "hold_release": self._hold_release,
@@ -139,6 +141,12 @@ class Worker:
     async def _position(self, volume: str, epoch: int, acked: bool = False) -> Document:
         """Where the queue is; `acked`: once all that it holds now is acked."""
         return await self._in_epoch(volume, epoch).position(acked=acked)
+
+    async def _turn(self, volume: str, epoch: int) -> Document:
+        return self._in_epoch(volume, epoch).turn()
+
+    async def _foreign(self, volume: str, epoch: int, **record: Any) -> Document:
+        return {"extents": await self._in_epoch(volume, epoch).foreign(**record)}
 
     async def _checkpoint(
         self, volumes: list[str], fields: Document, frozen_until: float | None = None

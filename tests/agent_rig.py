@@ -316,7 +316,8 @@ class Rig:
         for offset, record in await self.records(event.volume):
             if fold.feed(offset, record) is Verdict.APPLY:
                 apply(image, record)
-            image = image[: fold.state.size_bytes].ljust(fold.state.size_bytes, b"\0")
+            if len(image) != fold.state.size_bytes:
+                image = image[: fold.state.size_bytes].ljust(fold.state.size_bytes, b"\0")
             if isinstance(record, jr.Digest) and (record.run, record.round) == (event.run, event.round):
                 said = record.digests or digests_of(bytes(record.length), record.start, record.chunk_bytes)
                 here = image[record.start : record.start + record.length]

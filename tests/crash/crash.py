@@ -29,13 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from processes import freeze, thaw
 from qsd import Load, StorageDaemon
+from rephub.schemas import events as ev
 from requests_shown import SECTOR, Request, violations
-from stack import Stack, read_uri
+from stack import Stack, events, read_uri
 
 DISK_BYTES = 16 << 20
 DEPTH = 8
 ORDER_REQUESTS = 200
 """One order of the load; between two, its answers are looked at."""
+REST_SECONDS = 0.1
+"""After each: the judge looks at every request at every point."""
 PAUSE_SECONDS = (1.0, 4.0)
 """Between two faults."""
 FROZEN_SECONDS_MAX = 5.0
@@ -57,7 +60,7 @@ class Guest(threading.Thread):
         super().__init__(daemon=True)
         self._load = Load(uri)
         self._seed = seed
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self.requests: list[Request] = []
         self.clock = 0
         self.slowest_seconds = 0.0
@@ -65,7 +68,7 @@ class Guest(threading.Thread):
 
     def run(self) -> None:
         order = 0
-        while not self._stop.is_set():
+        while not self._over.is_set():
             began = time.monotonic()
             answer = self._load.ask(
                 "numbered",
@@ -86,10 +89,11 @@ class Guest(threading.Thread):
             ]
             self.clock = max(item[4] for item in made)
             self.requests += made
+            time.sleep(REST_SECONDS)
 
     def end(self) -> None:
         """Stop after the order that is under way."""
-        self._stop.set()
+        self._over.set()
         self.join(120)
         if self.is_alive():
             raise BrokenPromiseError("the guest hangs")
@@ -146,10 +150,12 @@ class Crash:
             raise BrokenPromiseError(f"the guest got an error: {guest.error}")
         recovered = self._recovered()
         points = self._judge(guest)
+        syncs = Counter(event.mode for event in events(self.stack) if isinstance(event, ev.VolumeSyncStarted))
         killed = sum(count for kind, count in self.faults.items() if kind.startswith("kill"))
         return (
             f"seed {self.seed}: {killed} kills and {sum(self.faults.values()) - killed} freezes survived "
             f"({', '.join(f'{kind} {count}' for kind, count in sorted(self.faults.items()))}); "
+            f"{sum(syncs.values())} syncs ({', '.join(f'{mode} {count}' for mode, count in sorted(syncs.items()))}); "
             f"{len(guest.requests)} writes, slowest {ORDER_REQUESTS} {guest.slowest_seconds:.1f} s; "
             f"{points} points right, {len(self.checkpoints)} checkpoints ({self.refused} refused), "
             f"{len(self.fots)} tests ({self.fots_gone} said to be gone); protected again after {recovered:.1f} s"
@@ -194,7 +200,7 @@ class Crash:
     def _checkpoint(self, guest: Guest) -> None:
         """Ask for one; it may be refused, but if it is made it counts."""
         answered, name = guest.clock, f"crash-{len(self.checkpoints)}-{self.refused}"
-        code, document = self.stack.call("checkpoint", "create", name, "--volume", VOLUME, "--timeout", "5")
+        code, document = self.stack.call("checkpoint", "create", name, "--volume", VOLUME, "--timeout", "2")
         if code == 0:
             self.checkpoints.append(Named(name, document["offsets"][VOLUME], answered))
         else:

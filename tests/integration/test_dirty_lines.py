@@ -257,3 +257,25 @@ async def test_a_worker_that_hangs_costs_a_delta(rig: Rig, daemons: Callable[...
     started, moved = await site.again(2)
     assert started.mode == "delta"
     assert 0 < moved <= 2 * MIB
+
+
+async def test_a_foreign_writer_is_found_out(rig: Rig, daemons: Callable[..., StorageDaemon]) -> None:
+    """Somebody writes to the node itself, below our filter; the guest's own writes raise no alarm."""
+    site = Site(rig, daemons())
+    await site.protect()
+    export = {"type": "nbd", "id": "foreign", "node-name": "disk0", "name": "foreign", "writable": True}
+    assert "return" in site.qsd.execute("block-export-add", **export)
+    guest, foreign = Load(site.qsd.uri()), Load(site.qsd.uri().replace("disk0", "foreign"))
+    before = max(record_numbers(site))
+    guest("scattered", size=SIZE, length=8192, seconds=3, depth=4, per_second=500, seed=9)
+    await rig.until("rotations", lambda: max(record_numbers(site)) > before + 1)
+    assert not rig.of(ev.CaptureLost, site.name)
+    foreign("write", start=44 * MIB, length=4096, seed=5)
+    foreign.close()
+    site.qsd.execute("block-export-del", id="foreign", mode="hard")
+    guest("write", start=MIB, length=4096, seed=6)
+    await rig.until("noticed", lambda: rig.of(ev.CaptureLost, site.name))
+    assert "somebody else wrote to node disk0" in rig.of(ev.CaptureLost, site.name)[0].reason
+    guest.close()
+    started, _moved = await site.again(2)
+    assert (started.mode, started.reason) == ("delta", None)
