@@ -112,6 +112,8 @@ NAME_BYTES_MAX: Final = 4096
 """Spec, "Values": strings are at most 4,096 bytes."""
 PAYLOAD_BYTES_MAX: Final = 32 << 20
 """Spec, "Block size constraints": what a client may send without asking; QEMU and libnbd send no more."""
+MIN_BLOCK_BYTES_MAX: Final = 64 << 10
+"""Spec, "Block size constraints": the minimum block is at most 64 KiB."""
 REQUEST_BYTES_MAX: Final = (1 << 32) - 1
 """The length field of a request without payload."""
 
