@@ -112,6 +112,7 @@ class ServerConnection(asyncio.BufferedProtocol):
         if self._deadline:
             self._deadline.cancel()
         self._transport = None
+        self._buffer.release()
         if self._accepted:
             self._closed(self)
         if self._handler is not None:

@@ -120,6 +120,8 @@ REQUEST_BYTES_MAX: Final = (1 << 32) - 1
 # Our limits
 OPTION_BYTES_MAX: Final = 64 << 10
 """A name of 4,096 bytes and a dozen queries of 4,096 fit; anything longer is no honest client."""
+CONTEXT_QUERIES_MAX: Final = 256
+"""In one option; a client asks for a few contexts. 16,000 empty ones would fit, and each costs time."""
 OPTIONS_MAX: Final = 64
 """Options of one handshake; QEMU sends 4, nbdinfo 9; nbdkit allows 32."""
 HANDSHAKE_SECONDS_MAX: Final = 10.0
