@@ -7,13 +7,16 @@ REQUIRE ?= all
 PARALLEL ?= -n 2 --dist loadfile
 # Passed to pytest: make test PYTEST='-k prefix -x'
 PYTEST ?=
+# How long `make fuzz` runs, and what else is passed to it: make fuzz SECONDS=3600 FUZZ='--target journal-event --seed 7'
+SECONDS ?= 60
+FUZZ ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
 	tests/integration/test_pause.py tests/integration/test_discovery.py tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 fuzz check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +36,10 @@ test-long: setup ## those of fleets, groups and long logs, which take minutes ea
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10
 	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
+
+fuzz: setup ## hostile input with coverage feedback, for SECONDS=60 in all: NBD, events, bitmaps, state files
+	@scripts/fuzzer
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZ)
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check

@@ -29,6 +29,9 @@ REQUEST_SECONDS = 1.0
 CONNECTIONS_MAX = 16
 """Of one store; a 17th caller waits, within its deadline."""
 
+BITMAP_BYTES_MAX = 8 << 20
+"""Bits of a volume of 64 TiB; Redis takes strings of 512 MiB, which somebody else wrote."""
+
 BITS_PER_COMMAND = 1024
 """A command of 1,024 bits is 30 KiB and takes Redis a millisecond; others wait no longer."""
 
@@ -143,10 +146,7 @@ class RedisDirtyBitmap:
                 durable = generation.get(b"durable") == b"1" and await self._synced_always()
                 if not durable:
                     return None
-        found = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8)))
-        if not found.size or found[0] != 0:
-            return None
-        return set((found[1:] - 1).tolist())
+        return regions_of(bits)
 
     async def delete(self) -> None:
         """See `DirtyBitmap.delete`."""
@@ -184,6 +184,16 @@ class RedisDirtyBitmap:
         except RedisError:
             return False  # forbidden by an ACL: then nothing is known, which is the safe answer
         return bool(config.get("appendonly") == "yes" and config.get("appendfsync") == "always")
+
+
+def regions_of(bits: bytes) -> set[int] | None:
+    """The regions that a bitmap of Redis marks; None if it lacks the sentinel or is none of ours: then all count as dirty."""
+    if not bits or not bits[0] & 0x80 or len(bits) > BITMAP_BYTES_MAX:
+        return None
+    octets = np.frombuffer(bits, np.uint8)
+    used = np.flatnonzero(octets)  # a bitmap of few marks takes little, however long it is
+    rows, columns = np.nonzero(np.unpackbits(octets[used, None], axis=1))
+    return set((used[rows] * 8 + columns - 1)[1:].tolist())
 
 
 def _commands(key: str, regions: Iterable[int], bit: int) -> Iterable[list[Any]]:
