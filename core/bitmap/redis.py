@@ -192,8 +192,8 @@ def regions_of(bits: bytes) -> set[int] | None:
         return None
     octets = np.frombuffer(bits, np.uint8)
     used = np.flatnonzero(octets)  # a bitmap of few marks takes little, however long it is
-    rows, columns = np.nonzero(np.unpackbits(octets[used, None], axis=1))
-    return set((used[rows] * 8 + columns - 1)[1:].tolist())
+    ones = np.flatnonzero(np.unpackbits(octets[used]))
+    return set((used[ones >> 3] * 8 + (ones & 7) - 1)[1:].tolist())
 
 
 def _commands(key: str, regions: Iterable[int], bit: int) -> Iterable[list[Any]]:
