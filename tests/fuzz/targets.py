@@ -69,6 +69,7 @@ def _converse(server: ServerSession, data: bytes) -> None:
         or transmission.in_flight_bytes <= nbd.IN_FLIGHT_BYTES_MAX + nbd.PAYLOAD_BYTES_MAX
     )
     assert all(item.start + item.length <= SIZE for item in server.disk.seen)
+    server.buffer.release()  # the session is a cycle: its memory would wait for the garbage collector
 
 
 def nbd_server_handshake(data: bytes) -> None:

@@ -18,7 +18,9 @@ from rephub.core.errors import ProtocolError, RephubError, UnavailableError
 from rephub.core.nbd import constants as nbd
 from rephub.core.nbd.client import NbdClient
 from rephub.core.nbd.export import ExportInfo
+from rephub.core.nbd.memory import MemoryExport
 from rephub.core.nbd.options import option
+from rephub.core.nbd.server import NbdServer
 from unit.nbd.wire import HELLO, STRUCTURED, ServerSession, go, request, set_context, write
 
 MIB = 1 << 20
@@ -278,3 +280,24 @@ async def test_a_server_that_never_answers_is_let_go_at_the_callers_deadline(her
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.write(0, bytes(32 * MIB)), 0.1)
         await asyncio.wait_for(client.close(), 10)
+
+
+class Patchwork(MemoryExport):
+    """Every other byte is a hole, it says."""
+
+    async def block_status(self, start: int, length: int) -> list[tuple[int, int]]:
+        return [(1, 3 * (n & 1)) for n in range(start, start + min(length, 9000))]
+
+
+@on_both_loops
+async def test_a_server_with_an_extent_for_each_byte_is_given_up(here: Here) -> None:
+    """A volume of a terabyte would be a list of as many extents."""
+    server = NbdServer()
+    here.stack.push_async_callback(server.close)
+    server.add_export(Patchwork(ExportInfo("vol", 1 << 40, block_status=True)))
+    await server.listen_unix(here.folder / "s")
+    async with await NbdClient.connect(path=here.folder / "s", export="vol") as client:
+        assert len(await client.block_status(0, 50_000)) == 50_000
+        with pytest.raises(ProtocolError, match="absurdly many"):
+            await client.block_status(0, 1 << 40)
+        assert await client.read(0, 1) == b"\0"
