@@ -140,18 +140,32 @@ class RedisDirtyBitmap:
             async with self._store.client.pipeline(transaction=True) as pipe:
                 pipe.get(self._key).hgetall(self._generation).info("server")
                 bits, generation, server = await pipe.execute()
-            if bits is None or b"run_id" not in generation:
+            if bits is None or not await self._trusted(generation, server["run_id"]):
                 return None
-            if generation[b"run_id"].decode() != server["run_id"]:
-                durable = generation.get(b"durable") == b"1" and await self._synced_always()
-                if not durable:
-                    return None
         return regions_of(bits)
+
+    async def is_whole(self) -> bool:
+        """See `DirtyBitmap.is_whole`."""
+        if not self._made:
+            return True
+        async with self._store.bounded():
+            async with self._store.client.pipeline(transaction=True) as pipe:
+                pipe.getbit(self._key, 0).hgetall(self._generation).info("server")
+                sentinel, generation, server = await pipe.execute()
+            return bool(sentinel) and await self._trusted(generation, server["run_id"])
 
     async def delete(self) -> None:
         """See `DirtyBitmap.delete`."""
         await self._store.drop(self._key, self._generation)
         self._made = False
+
+    async def _trusted(self, generation: dict[bytes, bytes], run_id: str) -> bool:
+        """Whether the server that took the marks is the one that runs, or synced them to disk."""
+        if b"run_id" not in generation:
+            return False
+        if generation[b"run_id"].decode() == run_id:
+            return True
+        return generation.get(b"durable") == b"1" and await self._synced_always()
 
     async def _make(self, regions: Iterable[int]) -> None:
         client = self._store.client
