@@ -5,11 +5,13 @@ BIN := .venv/bin
 REQUIRE ?= all
 # How many tests run at once, each file's in one process. Most wait for daemons: two at a time fit on two cores.
 PARALLEL ?= -n 2 --dist loadfile
-# make crash SECONDS=3600 SEED=7
-SECONDS ?= 300
-SEED ?=
 # Passed to pytest: make test PYTEST='-k prefix -x'
 PYTEST ?=
+# How long `make crash` (300) and `make fuzz` (60) run, and what else they are told:
+# make crash SECONDS=3600 SEED=7; make fuzz SECONDS=3600 FUZZ='--target journal-event --seed 7'
+SECONDS ?=
+SEED ?=
+FUZZ ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
@@ -17,7 +19,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 crash check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 crash fuzz check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +41,11 @@ test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backport
 	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
 
 crash: setup ## kill and freeze parts at random under load, for SECONDS; says what was survived
-	@$(BIN)/python tests/crash/crash.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python tests/crash/crash.py --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## hostile input with coverage feedback, for SECONDS in all: NBD, events, bitmaps, state files
+	@scripts/fuzzer
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(FUZZ)
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from rephub.core.documents import record_of
 from rephub.core.errors import IntegrityError
 from rephub.schemas.journal import (
     Checkpoint,
@@ -101,8 +102,8 @@ class FoldState:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> FoldState:
-        """The state that `to_dict` described."""
-        return cls(**document)
+        """The state that `to_dict` described. Raises ValueError: it describes none."""
+        return record_of(cls, document)
 
 
 def fresh_state(
