@@ -19,6 +19,8 @@ from rephub.agent import delta, overload
 from rephub.agent.capture import AckPolicy, Capture, export_info
 from rephub.agent.comparing import Comparing
 from rephub.agent.dirty import DirtyRegions
+from rephub.agent.extents import Extent
+from rephub.agent.known import Known
 from rephub.agent.marks import Marks
 from rephub.agent.publisher import Encoder, Publisher
 from rephub.agent.queue import EventQueue, Kind, Queued
@@ -36,6 +38,14 @@ DRAIN_SECONDS = 12.0
 
 TICK_SECONDS = 0.25
 """How often held answers are looked at and the ack hash is renewed."""
+
+POSITION_SECONDS = 0.01
+"""Between two looks at what is acked, while somebody waits for it."""
+
+ACK_SECONDS = 5.0
+"""The ack hash is renewed so often also where nothing is new: a Redis that was emptied gets it again."""
+
+NOTHING = Known()
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +68,8 @@ class AttachmentSpec:
     export: str
     resized: bool = False
     """The volume had another size before this epoch."""
+    cursor_bytes: int = 0
+    """An interrupted sync that this one will continue is complete up to here."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -105,7 +117,7 @@ class Attachment:
         )
         self._writer: JournalWriter | None = None
         self._publisher: Publisher | None = None
-        self._told_seq = 0
+        self._told_seq, self._told_at = -1, 0.0
         if spec.resized:
             self.queue.mark(Kind.RESIZED, time.time_ns() // 1000, size_bytes=spec.size_bytes)
         bitmap = bitmaps.bitmap(spec.volume, spec.epoch)
@@ -160,7 +172,7 @@ class Attachment:
         server: dict[str, Any],
         export: str,
         done: Callable[[int], None],
-        bitmaps: tuple[str, str] | None = None,
+        known: Known = NOTHING,
     ) -> Sync:
         """Begin a sync; `done` gets the offset of `SyncCompleted` once that is acked.
 
@@ -168,8 +180,7 @@ class Attachment:
             server: where QEMU's NBD server is: `path`, or `host` and `port`.
             export: name of the volume's read-only export there.
             done: called in the event loop.
-            bitmaps: record and guard that say what may differ (see `bitmaps.py`); None: everything is copied. Everything
-                is copied as well if the server does not show them.
+            known: what the sync may rely on.
 
         Raises:
             ConflictError: a sync was begun already, or the size is not what it was at the attach.
@@ -180,10 +191,10 @@ class Attachment:
         if self._sync or self.synced_offset is not None:
             raise ConflictError(f"volume {self.spec.volume} is synced or syncing in epoch {self.spec.epoch}")
         try:
-            contexts = [delta.context_of(name) for name in bitmaps or ()]
+            contexts = [delta.context_of(name) for name in known.bitmaps or ()]
             client = await NbdClient.connect(**server, export=export, contexts=(BASE_ALLOCATION, *contexts))
             try:
-                sync = await self._new_sync(client, bitmaps)
+                sync = await self._new_sync(client, known)
             except BaseException:
                 await client.close()
                 raise
@@ -210,6 +221,55 @@ class Attachment:
         event.on_ack = lambda offset: None if acked.done() else acked.set_result(offset)
         self._wake()
         return acked
+
+    def turn(self) -> dict[str, int | None]:
+        """A record in QEMU has ended, and all that it holds is in the queue.
+
+        Returns:
+            `received_seq`, up to which that is, and `touched_bytes`: how much the guest can have dirtied in the record, None:
+            too much to say where.
+        """
+        self.check_open()
+        return {"received_seq": self.queue.next_seq - 1, "touched_bytes": self.capture.touched.turn()}
+
+    async def foreign(self, server: dict[str, Any], export: str, record: str) -> list[Extent]:
+        """What is dirty in the record that ended last and was written by somebody else than the guest.
+
+        Args:
+            server: where QEMU's NBD server is.
+            export: of the volume there; it shows the record.
+            record: name of the bitmap.
+
+        Raises:
+            RephubError: it cannot be read.
+        """
+        context = delta.context_of(record)
+        client = await NbdClient.connect(**server, export=export, contexts=(BASE_ALLOCATION, context))
+        try:
+            if context not in client.contexts:
+                return []
+            dirty = await delta.in_bitmap(client, record, self.spec.size_bytes)
+        finally:
+            await client.close()
+        return self.capture.touched.foreign(dirty)
+
+    async def position(self, *, acked: bool = False) -> dict[str, int]:
+        """Where the queue is: `acked_seq`, and its journal offset `acked_offset`.
+
+        Args:
+            acked: wait until all that the queue holds now is acked.
+
+        Raises:
+            UnavailableError: capture is lost, or QEMU is letting go.
+        """
+        self.check_open()
+        publisher = self._publisher
+        assert publisher is not None
+        received = self.queue.next_seq - 1
+        while acked and publisher.acked_seq < received:
+            await asyncio.sleep(POSITION_SECONDS)
+            self.check_open()
+        return {"acked_seq": publisher.acked_seq, "acked_offset": publisher.acked_offset}
 
     def expect_end(self) -> None:
         """QEMU is about to let go at our wish: that is no loss."""
@@ -275,18 +335,20 @@ class Attachment:
             "marks_away": self._marks.away,
         }
 
-    async def _new_sync(self, client: NbdClient, bitmaps: tuple[str, str] | None) -> Sync:
+    async def _new_sync(self, client: NbdClient, known: Known) -> Sync:
         size_bytes = self.spec.size_bytes
         if client.size_bytes != size_bytes:
             raise ConflictError(
                 f"volume {self.spec.volume} has {client.size_bytes} bytes and not {size_bytes}",
                 hint="its size changed while it was attached; it is attached anew",
             )
-        extents = await delta.to_copy(client, *bitmaps, size_bytes) if bitmaps else None
+        extents = await known.extents(client, size_bytes)
         return Sync(
             client,
             size_bytes,
             extents,
+            mode=known.mode if extents is not None else "full",
+            cursor_bytes=known.cursor_bytes if extents is not None else 0,
             queue=self.queue,
             dirty=self.dirty,
             pace=self._pace,
@@ -337,14 +399,17 @@ class Attachment:
 
     async def _tell_ack(self) -> None:
         publisher = self._publisher
-        if publisher is None or publisher.acked_seq == self._told_seq:
+        if publisher is None:
             return
-        seq = publisher.acked_seq
+        seq, now = publisher.acked_seq, time.monotonic()
+        if seq == self._told_seq and now - self._told_at < ACK_SECONDS:
+            return
         fields = {
             "epoch": self.spec.epoch,
             "seq": seq,
             "acked_offset": publisher.acked_offset,
             "at": publisher.acked_at,
+            "synced_bytes": self._sync.acked_bytes(seq) if self._sync else self.spec.cursor_bytes,
         }
         try:
             await self._bitmaps.set_ack(self.spec.volume, fields)
@@ -352,7 +417,7 @@ class Attachment:
             # Only a hint for the next attach; `marks.py` says loudly that the store is away.
             log.debug("ack not stored", extra={"volume": self.spec.volume, "error": exc.message})
         else:
-            self._told_seq = seq
+            self._told_seq, self._told_at = seq, now
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

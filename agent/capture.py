@@ -19,6 +19,7 @@ from rephub.agent import extents, overload
 from rephub.agent.dirty import DirtyRegions
 from rephub.agent.marks import Marks
 from rephub.agent.queue import EVENT_DATA_BYTES_MAX, FLAG_FUA, EventQueue, Queued
+from rephub.agent.touched import Touched
 from rephub.core.errors import RephubError, UnavailableError
 from rephub.core.nbd import constants as nbd
 from rephub.core.nbd.export import Connection, ExportInfo, Request
@@ -83,6 +84,7 @@ class Capture:
         self._wake = wake
         self._lost = lost
         self._ended = ended
+        self.touched = Touched()
         self._connection: Connection | None = None
         self._held: deque[tuple[float, Queued]] = deque()
         """Events whose answer waits for marks or ack, with the time they came."""
@@ -206,6 +208,7 @@ class Capture:
 
     def _settle(self, cookie: int, last: Queued, request: Request, done: list[int]) -> None:
         """Decide when the request is answered, `last` being its last event."""
+        self.touched.add(request.start, request.length)
         fresh = self._touch(last, request)
         if self._policy is AckPolicy.ASYNC and not fresh:
             done.append(cookie)

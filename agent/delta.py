@@ -51,16 +51,27 @@ async def to_copy(source: Source, record: str, guard: str, size_bytes: int) -> l
     """
     if not {context_of(record), context_of(guard)} <= source.contexts:
         return None
+    dirty = await in_bitmap(source, record, size_bytes)
+    return union(dirty + await in_bitmap(source, guard, size_bytes, state=0), size_bytes)
+
+
+async def in_bitmap(
+    source: Source, bitmap: str, size_bytes: int, *, state: int = STATE_DIRTY
+) -> list[Extent]:
+    """The extents that are dirty in a bitmap that the source shows, or, with state 0, those that are not.
+
+    Raises:
+        UnavailableError, ProtocolError, RequestError: it cannot be read.
+    """
     found: list[Extent] = []
-    for name, wanted in ((record, STATE_DIRTY), (guard, 0)):
-        for start in range(0, size_bytes, STATUS_BYTES):
-            at, end = start, min(start + STATUS_BYTES, size_bytes)
-            for length, flags in await source.block_status(at, end - at, context_of(name)):
-                if flags & STATE_DIRTY == wanted:
-                    found.append((at, length))
-                at += length
-            if len(found) > 2 * EXTENTS_MAX:
-                found = union(found, size_bytes)
+    for start in range(0, size_bytes, STATUS_BYTES):
+        at, end = start, min(start + STATUS_BYTES, size_bytes)
+        for length, flags in await source.block_status(at, end - at, context_of(bitmap)):
+            if flags & STATE_DIRTY == state:
+                found.append((at, length))
+            at += length
+        if len(found) > 2 * EXTENTS_MAX:
+            found = union(found, size_bytes)
     return union(found, size_bytes)
 
 

@@ -10,18 +10,18 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from rephub.agent import attach, bitmaps, discover, epochs, matching, source
+from rephub.agent import attach, discover, epochs, matching, source
 from rephub.agent.attachment import AttachmentSpec
 from rephub.agent.epochs import Hint
 from rephub.agent.ipc import Document
+from rephub.agent.memory import Memory
 from rephub.agent.parts import Parts
-from rephub.agent.pause_memory import PauseMemory
 from rephub.agent.plan import Held, Pace
 from rephub.agent.vm import Vm
 from rephub.agent.vms import User
 from rephub.agent.workers import Owner, WorkerProcess
 from rephub.core.config import socket_path
-from rephub.core.errors import RephubError, UnavailableError
+from rephub.core.errors import ConflictError, RephubError, UnavailableError
 from rephub.projections.catalogue import Volume
 
 OPEN_SECONDS = 25.0
@@ -72,7 +72,9 @@ class Hold:
         self._names = attach.names(volume.node, 0)
         self._server_path = source.own_path(parts.settings, volume.qmp)
         self._source: source.Source | None = None
-        self.memory = PauseMemory(volume)
+        self.memory = Memory(volume, self.held.attachment_id)
+        self._rotated = self.taken_at, -1
+        """When the newest record in QEMU began, and what was acked then."""
         self.worker: WorkerProcess | None = None
         self.reason = ""
         """As it stands in the journal."""
@@ -97,7 +99,9 @@ class Hold:
             async with parts.vms.changing(vm):
                 await hold._prepare(vm)
             # Kafka may take its time: QEMU is not held meanwhile.
-            await hold.memory.check_journal(parts.journals)
+            await hold.memory.look_up(parts.journals, parts.bitmaps)
+            # Before an epoch is used up for nothing.
+            parts.pool.check(volume.group)
             await hold._claim(hints, reason)
             async with parts.vms.changing(vm):
                 await hold._attach(vm)
@@ -127,7 +131,7 @@ class Hold:
         assert self.worker is not None
         assert self._source is not None
         self.held.sync_begun = True
-        own = self.memory.bitmaps
+        memory = self.memory
         try:
             answer = await self.worker.call(
                 "sync",
@@ -136,13 +140,16 @@ class Hold:
                 epoch=self.held.epoch,
                 server=self._source.address.to_dict(),
                 export=self._source.export,
-                bitmaps=[own.copy, own.guard] if own else None,
+                mode=memory.mode,
+                bitmaps=memory.shown,
+                regions=sorted(memory.marked) if memory.relies else [],
+                cursor_bytes=memory.cursor_bytes,
             )
         except RephubError:
             self.held.sync_begun = False
             raise
-        if own and answer["mode"] == "full":
-            self.memory.not_shown()
+        if memory.relies and answer["mode"] == "full":
+            memory.not_shown()
         return answer["mode"], answer["total_bytes"]
 
     async def set_pace(self, pace: Pace) -> None:
@@ -163,12 +170,58 @@ class Hold:
         self.held.pace = pace
 
     async def tidy(self) -> None:
-        """Sync is over, and acked: give QEMU's NBD server back; what a pause remembered is in the journal."""
+        """Sync is over, and acked: give QEMU's NBD server back, and begin records of what comes after it."""
         vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
         async with self._parts.vms.changing(vm):
             await source.close_source(vm, self._names, self._server_path)
-            await self.memory.forget(vm, self._node)
+            await self.memory.completed(vm, self._node, self._server_path)
         self._source, self.held.source_open = None, False
+        if self.memory.rotates:
+            # Twice: the records before the first of the two are in the journal at the second.
+            await self.rotate()
+            await self._call("position", acked=True)
+            await self.rotate()
+
+    def rotation_due(self, acked_offset: int, seconds: float) -> bool:
+        """Whether something was acked since the newest record in QEMU began, and that is so many seconds ago."""
+        at, offset = self._rotated
+        return self.memory.rotates and acked_offset > offset and time.monotonic() - at >= seconds
+
+    async def rotate(self) -> None:
+        """Begin the next record of writes in QEMU; older ones go once all that they hold is acked.
+
+        Raises:
+            RephubError: QEMU or worker cannot be asked, or refuse; the records that are there hold all the same.
+        """
+        vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
+        before = await self._call("position")
+        async with self._parts.vms.changing(vm):
+            await self.memory.rotate(vm, self._node, before["acked_seq"], before["acked_offset"])
+            # Once more: on an iothread, writes may come between the transaction's own drain and its actions.
+            await _drain(vm)
+        turn = await self._call("turn")
+        self.memory.rotated(turn["received_seq"])
+        self._rotated = time.monotonic(), before["acked_offset"]
+        await self._watch_foreign(vm, turn["touched_bytes"])
+
+    async def _watch_foreign(self, vm: Vm, touched_bytes: int | None) -> None:
+        """Capture is lost if the record that ended holds more than the guest's writes: somebody writes below the filter."""
+        last = await self.memory.last_record(vm, self._node)
+        if touched_bytes is None or last is None or last[1] <= touched_bytes or self._source is not None:
+            # Also while a verify has the export: it looks at more than this.
+            return
+        async with self._parts.vms.changing(vm):
+            at = await source.open_source(vm, self._node, self._names, self._server_path, (last[0],))
+        try:
+            server = at.address.to_dict()
+            answer = await self._call("foreign", server=server, export=at.export, record=last[0])
+        finally:
+            async with self._parts.vms.changing(vm):
+                await source.close_source(vm, self._names, self._server_path)
+        if answer["extents"]:
+            start, count = answer["extents"][0][0], len(answer["extents"])
+            why = f"somebody else wrote to node {self._node}, in {count} places of 64 KiB, first at byte {start}"
+            self._keeper.lost(self.held.epoch, ConflictError(why, hint="who else has the disk open?"))
 
     @property
     def sync_source(self) -> source.Source | None:
@@ -191,14 +244,12 @@ class Hold:
     async def settle(self) -> None:
         """Wait until every write that is on the disk now is in the queue.
 
-        A transaction without actions drains all block nodes, and with them the filter's requests to us (QEMU 7.2 and 10.0).
-
         Raises:
             RephubError: QEMU cannot be asked, or does not get there in time.
         """
         vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
         async with self._parts.vms.changing(vm):
-            await vm.execute("transaction", {"actions": []}, seconds=DRAIN_SECONDS)
+            await _drain(vm)
 
     async def compare(self, step: str, seconds: float, **fields: Any) -> dict[str, Any]:
         """Let the worker do a step of a comparison (`comparing.py`).
@@ -236,8 +287,9 @@ class Hold:
         """
         vm = await self._parts.vms.get(self.volume.qmp, self._keeper)
         ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        acked = (await self._call("position"))["acked_offset"]
         async with self._parts.vms.changing(vm):
-            marks = await self._remember(vm)
+            marks = await self._remember(vm, acked)
             vm.on_job(self._names.job, lambda name, data: _end(ended, name, data))
             try:
                 await self._call("expect_end")
@@ -259,19 +311,20 @@ class Hold:
         assert worker is not None
         try:
             answer = await self._close(worker, DRAIN_SECONDS)
+            async with self._parts.vms.changing(vm):
+                # Records that stay make the way back longer, and nothing else.
+                await _undo(lambda: self.memory.paused(vm, self._node))
         finally:
             self._forget()
         return marks | {"epoch": self.held.epoch, "offset": answer["acked_offset"]}
 
-    async def _remember(self, vm: Vm) -> dict[str, Any]:
-        """Bitmaps on the node, and the mirror alive after that; all or nothing."""
-        record = bitmaps.record_name(self._node, self.held.epoch)
+    async def _remember(self, vm: Vm, acked_offset: int) -> dict[str, Any]:
+        """A record in QEMU that begins now, and the mirror alive after that; all or nothing."""
         try:
-            marks = await bitmaps.remember(vm, self._node, record, self._server_path)
+            marks = await self.memory.pause(vm, self._node, self._server_path, acked_offset)
             await attach.check_job(vm, self._names.job)
         except BaseException:
             await _undo(lambda: attach.clean(vm, self._node, self._names))
-            await _undo(lambda: bitmaps.clean(vm, self._node))
             raise
         return marks
 
@@ -340,8 +393,7 @@ class Hold:
         await self.memory.check(vm, info.node)
 
     async def _claim(self, hints: list[Hint], reason: str) -> None:
-        why_full = self.memory.why_full
-        self.reason = f"{reason}; full copy: {why_full}" if why_full else reason
+        self.reason = f"{reason}; {self.memory.reason}" if self.memory.reason else reason
         claim = await epochs.claim(
             self._parts.journals,
             self.volume.name,
@@ -364,6 +416,8 @@ class Hold:
             ended = self._listen(vm)
             undo.callback(vm.on_job, self._names.job, None)
             spec = self._spec()
+            await self.memory.begin(vm, self._node, self.held.offset)
+            undo.push_async_callback(_undo, lambda: self.memory.undo(vm, self._node))
             await attach.attach(vm, self._node, spec.socket, spec.export, self._names)
             undo.push_async_callback(_undo, lambda: attach.detach(vm, self._names))
             self._source = await self.memory.open_source(vm, self._node, self._names, self._server_path)
@@ -386,6 +440,7 @@ class Hold:
             socket=str(socket_path(self._parts.settings, f"c{held.attachment_id[:12]}")),
             export=self._names.target,
             resized=self.size_bytes != self.volume.size_bytes,
+            cursor_bytes=self.memory.cursor_bytes,
         )
 
     def _listen(self, vm: Vm) -> list[str]:
@@ -409,9 +464,11 @@ class Hold:
             log.info("VM cannot be reached", extra={"volume": self.volume.name, "error": exc.message})
             return None
 
-    async def _call(self, op: str) -> None:
-        if self.worker:
-            await self.worker.call(op, CLOSE_SECONDS, volume=self.volume.name, epoch=self.held.epoch)
+    async def _call(self, op: str, **fields: Any) -> Document:
+        worker = self.worker
+        if worker is None:
+            raise UnavailableError(f"volume {self.volume.name} is not attached")
+        return await worker.call(op, DRAIN_SECONDS, volume=self.volume.name, epoch=self.held.epoch, **fields)
 
     async def _close_worker(self, drain_seconds: float) -> None:
         if self.worker:
@@ -430,6 +487,14 @@ class Hold:
         self.worker = None
         self._parts.pool.give_back(self.volume.group, self.volume.name)
         self._parts.vms.give_back(self.volume.qmp, self._keeper)
+
+
+async def _drain(vm: Vm) -> None:
+    """Return once every write that QEMU had begun is done, answered by us included.
+
+    A transaction without actions drains all block nodes (QEMU 7.2 and 10.0).
+    """
+    await vm.execute("transaction", {"actions": []}, seconds=DRAIN_SECONDS)
 
 
 def _end(ended: asyncio.Future[bool], name: str, data: dict[str, Any]) -> None:

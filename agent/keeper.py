@@ -15,6 +15,7 @@ from typing import Any
 from rephub.agent import attach, bitmaps, plan, source
 from rephub.agent.epochs import Hint
 from rephub.agent.hold import Hold
+from rephub.agent.memory import EPOCHS_MARKED, forget_marks
 from rephub.agent.parts import Parts
 from rephub.agent.plan import Action, Local
 from rephub.agent.verifier import Verifier
@@ -39,6 +40,14 @@ STOP_SECONDS = 8.0
 SHORT_LIFE_SECONDS = 10.0
 """An attachment that ended sooner makes the next attempt wait longer: no flapping between gap and resync."""
 
+ROTATE_LOOK_SECONDS = 5.0
+"""How often a volume is looked at that nothing else happens to."""
+
+ROTATE_RPO_SECONDS = 1.0
+
+UNDISTURBING = (Action.NONE, Action.RECONNECT, Action.PACE, Action.ROTATE)
+"""A comparison goes on beside these."""
+
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +71,7 @@ class Keeper:
         self._attempts = 0
         self._short_lives = 0
         self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # What others tell us.
 
@@ -84,9 +94,17 @@ class Keeper:
         if held is None or epoch != held.epoch:
             return
         held.synced_offset = offset
+        self._forget_marks(epoch)
         self.reason, self.gap_since_at = "", None
         self._emit(ev.VolumeSyncCompleted, held.attachment_id, epoch=epoch, offset=offset)
         self.wake()
+
+    def _forget_marks(self, epoch: int) -> None:
+        """Of the epochs before: sync has copied what they said."""
+        before = range(max(1, epoch - EPOCHS_MARKED), epoch)
+        task = asyncio.create_task(forget_marks(self._parts.bitmaps, self.name, before))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def vm_gone(self) -> None:
         """The monitor connection ended; capture may still be on."""
@@ -157,7 +175,7 @@ class Keeper:
             else:
                 delay = RETRY_SECONDS
                 if not acted:
-                    await self._wake.wait()
+                    await self._pause(ROTATE_LOOK_SECONDS if self.is_consistent else None)
                 continue
             await self._pause(delay)
             delay = min(delay * 2, RETRY_SECONDS_MAX)
@@ -183,8 +201,9 @@ class Keeper:
         volume = catalogue.volumes.get(self.name)
         if volume is None:
             return False
+        self.local.rotation_due = self._rotation_due()
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
-        undisturbed = action in (Action.NONE, Action.RECONNECT, Action.PACE) and self.local.held is not None
+        undisturbed = action in UNDISTURBING and self.local.held is not None
         self._verifier.look(self._hold if undisturbed else None)
         if action is Action.NONE:
             return False
@@ -197,13 +216,15 @@ class Keeper:
             Action.PACE: self._set_pace,
             Action.SYNC: self._sync,
             Action.TIDY: self._tidy,
+            Action.ROTATE: self._rotate,
             Action.RECONNECT: self._reconnect,
             Action.PAUSE: self._pause_volume,
             Action.REFUSE_PAUSE: self._refuse_pause,
         }[action](volume)
         return True
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait until something changes, at most so long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -238,6 +259,7 @@ class Keeper:
             reason=hold.reason,
             node=hold.node,
             device=hold.device or None,
+            **hold.memory.left,
         )
         if hold.size_bytes != size_bytes:
             self._emit(
@@ -310,14 +332,14 @@ class Keeper:
         hold = self._hold
         assert hold is not None
         again = hold.held.compares
-        mode, total_bytes, why_full = "compare", hold.size_bytes, ""
-        if not volume.seeded:
+        mode, total_bytes = "compare", hold.size_bytes
+        if not volume.to_compare:
             # Also where comparing failed again and again.
             await self._verifier.stop()
             mode, total_bytes = await hold.begin_sync()
-            why_full = hold.memory.why_full
-        hold.held.sync_begun, hold.held.compares = True, volume.seeded
-        self.reason = f"{mode} sync: {why_full}" if why_full else f"{mode} sync"
+        why = hold.memory.why
+        hold.held.sync_begun, hold.held.compares = True, volume.to_compare
+        self.reason = f"{mode} sync: {why}" if why else f"{mode} sync"
         self._emit(
             ev.VolumeSyncStarted,
             hold.held.attachment_id,
@@ -326,7 +348,7 @@ class Keeper:
             epoch=hold.held.epoch,
             mode=mode,
             total_bytes=total_bytes,
-            reason=why_full or None,
+            reason=why or None,
         )
 
     async def _set_pace(self, volume: Volume) -> None:
@@ -336,6 +358,20 @@ class Keeper:
     async def _tidy(self, _volume: Volume) -> None:
         assert self._hold is not None
         await self._hold.tidy()
+
+    def _rotation_due(self) -> bool:
+        hold, worker = self._hold, self.worker
+        if hold is None or worker is None or not self.is_consistent:
+            return False
+        figures = worker.figures.get(self.name) or {}
+        if figures.get("rpo_seconds", 0.0) > ROTATE_RPO_SECONDS:
+            # Kafka is slow: the command would make the guest wait for it.
+            return False
+        return hold.rotation_due(figures.get("acked_offset", -1), self._parts.settings.agent.rotate_seconds)
+
+    async def _rotate(self, _volume: Volume) -> None:
+        assert self._hold is not None
+        await self._hold.rotate()
 
     async def _reconnect(self, _volume: Volume) -> None:
         hold = self._hold

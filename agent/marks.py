@@ -22,6 +22,9 @@ RETRY_SECONDS = 1.0
 CLEAR_SECONDS = 1.0
 """How often marks are looked at for clearing."""
 
+CHECK_SECONDS = 5.0
+"""How often the store is asked whether it still has the marks: one that was restarted, or emptied, answers as if nothing were."""
+
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,7 @@ class Marks:
         self._wanted: set[int] = set()
         self._waiting: list[Queued] = []
         self._wake = asyncio.Event()
+        self._checked_at = time.monotonic()
         self.away = False
         """The store does not answer."""
 
@@ -66,7 +70,11 @@ class Marks:
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        # Also a bitmap without marks has to be there: one that is missing is one that was lost.
+        self._wake.set()
         while True:
+            if time.monotonic() - self._checked_at > CHECK_SECONDS:
+                await self._check()
             try:
                 async with asyncio.timeout(CLEAR_SECONDS):
                     await self._wake.wait()
@@ -94,6 +102,22 @@ class Marks:
             log.info("dirty marks are stored again", extra={"volume": self._volume})
         self._dirty.marks_stored(wanted, time.monotonic())
         self._marked(waiting)
+
+    async def _check(self) -> None:
+        """Mark anew all that is dirty if the store has lost marks."""
+        self._checked_at = time.monotonic()
+        try:
+            if self.away or await self._bitmap.is_whole():
+                return
+            log.warning("dirty marks were lost and are stored again", extra={"volume": self._volume})
+            lost = self._dirty.marked | self._dirty.unmarked_pending()
+            self._dirty.marks_unknown()
+            await self._bitmap.delete()
+        except UnavailableError as exc:
+            self._failed(exc)
+            return
+        self._wanted |= lost
+        self._wake.set()
 
     async def _clear(self) -> None:
         regions = self._dirty.take_clearable(time.monotonic())

@@ -33,6 +33,8 @@ class Action(Enum):
     SYNC = "sync"
     TIDY = "tidy"
     """Sync is over: QEMU's NBD server is given back."""
+    ROTATE = "rotate"
+    """Begin a new record of writes in QEMU, so that the older ones can go."""
     RECONNECT = "reconnect"
     """Capture is on, the monitor is not."""
 
@@ -82,6 +84,8 @@ class Local:
     """The pause_id that this process has answered."""
     resynced: str = ""
     """The resync_id that the attachment at hand answers."""
+    rotation_due: bool = False
+    """Enough was written, and acked, since the newest record in QEMU began."""
     connected: bool = True
     turn: bool = True
     """Its sync is among those that run now (`decide_sync.turns`)."""
@@ -134,9 +138,9 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
         pace = wanted_pace(volume, local)
         if due and held.synced_offset is None and held.pace != pace:
             return Action.PACE
-        if due and (not held.sync_begun or (held.compares and not volume.seeded)):
+        if due and (not held.sync_begun or (held.compares and not volume.to_compare)):
             return Action.SYNC if pace.running else Action.NONE
-        return Action.TIDY if tidy else Action.NONE
+        return Action.TIDY if tidy else Action.ROTATE if local.rotation_due else Action.NONE
     if not mine:
         return Action.NONE
     if volume.pause_id and volume.pause_id != local.paused:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -131,6 +132,8 @@ class Sync:
         dirty: regions; synced ones are settled.
         pace: decides when to go on.
         wake: tells the publisher that there is something.
+        mode: as the journal says it; empty: by `extents`.
+        cursor_bytes: the sync before this one was complete up to here.
     """
 
     def __init__(
@@ -143,6 +146,8 @@ class Sync:
         dirty: DirtyRegions,
         pace: Pace,
         wake: Callable[[], None],
+        mode: str = "",
+        cursor_bytes: int = 0,
     ) -> None:
         self._source = source
         self._queue = queue
@@ -153,7 +158,10 @@ class Sync:
         """Since when the speed is measured, what was done then, and under which pace."""
         self._size_bytes = size_bytes
         self._extents = extents
-        self.mode = "full" if extents is None else "delta"
+        self.mode = mode or ("full" if extents is None else "delta")
+        self._cursor_bytes = cursor_bytes
+        self._reached: deque[tuple[int, int]] = deque()
+        """(seq, byte): what is below the byte is in the queue up to this event."""
         self.total_bytes = size_bytes if extents is None else sum(length for _, length in extents)
         """Bytes to copy."""
         self.done_bytes = 0
@@ -176,6 +184,16 @@ class Sync:
         if done:
             return round((now - began_at) / done * left, 1)
         return round(left / pace.bytes_per_second, 1) if pace.bytes_per_second else None
+
+    def acked_bytes(self, acked_seq: int) -> int:
+        """Where the next attachment could go on: below it all that this sync copies is in the journal.
+
+        Args:
+            acked_seq: newest event that is acked.
+        """
+        while self._reached and self._reached[0][0] <= acked_seq:
+            self._cursor_bytes = max(self._cursor_bytes, self._reached.popleft()[1])
+        return self._cursor_bytes
 
     async def run(self) -> int:
         """Copy what is to be copied.
@@ -206,6 +224,7 @@ class Sync:
             await self._pace.wait(0)
             await self._window(inside)
             self._dirty.synced(number * WINDOW_BYTES, WINDOW_BYTES)
+            self._reached.append((self._queue.next_seq - 1, (number + 1) * WINDOW_BYTES))
 
     async def _window(self, inside: list[Extent]) -> None:
         before = self.done_bytes

@@ -22,6 +22,7 @@ import uvloop
 from rephub.agent.attachment import Attachment, AttachmentSpec
 from rephub.agent.group_hold import Holds
 from rephub.agent.ipc import Channel, Document
+from rephub.agent.known import Known
 from rephub.agent.worker_limits import CHECKPOINT_SECONDS_MAX
 from rephub.core import logs
 from rephub.core.bitmap.port import BitmapStore
@@ -73,6 +74,9 @@ class Worker:
             "throttle": self._throttle,
             "compare": self._compare,
             "pace": self._pace,
+            "position": self._position,
+            "turn": self._turn,
+            "foreign": self._foreign,
             "hold": self._hold,
             "hold_mark": self._hold_mark,
             "hold_release": self._hold_release,
@@ -124,18 +128,25 @@ class Worker:
         return {"acked_offset": await self._end(attachment, drain_seconds)}
 
     async def _start_sync(
-        self, volume: str, epoch: int, server: Document, export: str, bitmaps: list[str] | None
+        self, volume: str, epoch: int, server: Document, export: str, **known: Any
     ) -> Document:
-        attachment = self._get(volume)
-        if attachment.spec.epoch != epoch:
-            raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
-        sync = await attachment.start_sync(
+        sync = await self._in_epoch(volume, epoch).start_sync(
             server,
             export,
             lambda offset: self._channel.notify("synced", volume=volume, epoch=epoch, offset=offset),
-            (bitmaps[0], bitmaps[1]) if bitmaps else None,
+            Known(**known),
         )
         return {"mode": sync.mode, "total_bytes": sync.total_bytes}
+
+    async def _position(self, volume: str, epoch: int, acked: bool = False) -> Document:
+        """Where the queue is; `acked`: once all that it holds now is acked."""
+        return await self._in_epoch(volume, epoch).position(acked=acked)
+
+    async def _turn(self, volume: str, epoch: int) -> Document:
+        return self._in_epoch(volume, epoch).turn()
+
+    async def _foreign(self, volume: str, epoch: int, **record: Any) -> Document:
+        return {"extents": await self._in_epoch(volume, epoch).foreign(**record)}
 
     async def _checkpoint(
         self, volumes: list[str], fields: Document, frozen_until: float | None = None
@@ -201,10 +212,7 @@ class Worker:
         return {}
 
     async def _pace(self, volume: str, epoch: int, running: bool, bytes_per_second: int | None) -> Document:
-        attachment = self._get(volume)
-        if attachment.spec.epoch != epoch:
-            raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
-        attachment.set_pace(running=running, bytes_per_second=bytes_per_second)
+        self._in_epoch(volume, epoch).set_pace(running=running, bytes_per_second=bytes_per_second)
         return {}
 
     async def _end(self, attachment: Attachment, drain_seconds: float) -> int:
@@ -218,6 +226,12 @@ class Worker:
         attachment = self._attachments.get(volume)
         if attachment is None:
             raise UnavailableError(f"volume {volume} is not attached")
+        return attachment
+
+    def _in_epoch(self, volume: str, epoch: int) -> Attachment:
+        attachment = self._get(volume)
+        if attachment.spec.epoch != epoch:
+            raise ConflictError(f"volume {volume} is in epoch {attachment.spec.epoch}, not {epoch}")
         return attachment
 
     def _lost(self, attachment: Attachment, exc: RephubError) -> None:

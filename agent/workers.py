@@ -210,11 +210,20 @@ class WorkerPool:
 
         Groups stay together, so that a checkpoint's markers enter all queues in one loop turn.
         """
-        worker, members = self._groups.get(group) or (min(self._workers, key=lambda item: item.load), set())
+        worker, members = self._choose(group)
         members.add(volume)
         self._groups[group] = (worker, members)
         worker.adopt(volume, owner)
         return worker
+
+    def check(self, group: str) -> None:
+        """Raise UnavailableError unless the worker that `take` would choose takes calls."""
+        worker, _ = self._choose(group)
+        if not worker.ready:
+            raise UnavailableError(f"worker {worker.number} of the agent is starting")
+
+    def _choose(self, group: str) -> tuple[WorkerProcess, set[str]]:
+        return self._groups.get(group) or (min(self._workers, key=lambda item: item.load), set())
 
     def give_back(self, group: str, volume: str) -> None:
         """The volume is detached."""

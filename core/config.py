@@ -99,6 +99,9 @@ class AgentSettings(DaemonSection):
     watchdog_seconds: float = Field(5.0, gt=0, le=300, description="a worker silent for so long is killed")
     checkpoint_seconds: float = Field(5.0, ge=0, le=3600, description="automatic group checkpoints; 0: none")
     freeze_seconds: float = Field(10.0, gt=0, le=60, description="--quiesce: guests are thawed by then")
+    rotate_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="dirty bitmap in QEMU: one record's span"
+    )
     batch_bytes: ByteSize = Field(ByteSize(MIB), ge=4096, le=2 * MIB, description="journal batch")
     hold_max_ms: int = Field(50, ge=1, le=1000, description="group over several agents: answers held at most")
     peer_host: str = Field("", description="address for agents of other hosts; empty: a unix socket")

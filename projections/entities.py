@@ -147,8 +147,10 @@ class Volume:
     """What a verify found; empty once repaired, found equal, or copied anew."""
     sync_mode: str = ""
     """Of the newest sync that began."""
-    seeded: bool = False
-    """The recovery volume holds a copy of the disk that was never compared: the first sync compares."""
+    to_compare: bool = False
+    """The next sync compares: what the recovery volume holds is nearly the disk, and nobody knows what differs."""
+    whole: bool = False
+    """The recovery volume was complete once in this protection: only what was written since may be missing."""
     resync_id: str = ""
     """Event that asks for a new attachment and was not answered by FilterAttached."""
     pause_id: str = ""
@@ -160,8 +162,9 @@ class Volume:
     resume_id: str = ""
     """Event that ends the pause and was not answered by FilterAttached."""
     bitmap: dict[str, Any] = field(default_factory=dict)
-    """The dirty bitmap that records in QEMU since the last pause: {"name", "persistent", "image", "epoch", "offset"}; the
-    journal up to `offset` and what it says is dirty are all of the volume. Empty: there is none to rely on."""
+    """The chain of dirty bitmaps that the newest attachment, or pause, left in QEMU: {"name", "persistent", "image", "epoch",
+    "offset", "based"}. If `based`, the journal up to its newest record (at least `offset`) and what it says is dirty are
+    all of the volume; else it says only what was written since it began. Empty: there is none."""
     start_id: str = ""
     """The StartProtect that began this protection."""
     placed_id: str = ""
@@ -411,7 +414,4 @@ def plain(item: Any) -> dict[str, Any]:
 
 def message(error: str) -> str:
     """The one line of an `error` field; the field itself if it is not the JSON of an error."""
-    try:
-        return from_json(error).message
-    except (ValueError, TypeError, AttributeError):
-        return error
+    return from_json(error).message

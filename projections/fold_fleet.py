@@ -83,8 +83,8 @@ def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:
     volume.placed_id, volume.placed_from, volume.placed_at = event.id, old.name, event.at
     volume.path = volume.stopped = ""
     volume.needs_full, volume.made_offset = True, -1
-    # What QEMU noted during a pause was on top of the copy that is lost.
-    volume.bitmap = {}
+    # What QEMU noted was on top of the copy that is lost.
+    volume.bitmap, volume.whole = {}, False
 
 
 def _drain_requested(catalogue: Catalogue, event: ev.DiskboxDrainRequested) -> None:

@@ -50,6 +50,7 @@ def _volume_paused(catalogue: Catalogue, event: ev.VolumePaused) -> None:
         "image": event.image,
         "epoch": event.epoch,
         "offset": event.offset,
+        "based": True,
     }
 
 

@@ -142,8 +142,8 @@ def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
         if volume is not None:
             volume.promotion = promotion.name
             volume.resync_id = volume.pause_id = volume.resume_id = ""
-            # A bitmap in QEMU is the agent's to remove, also where nothing is attached.
-            if not volume.attached and not volume.bitmap:
+            # The bitmaps of a pause are the agent's to remove; who lost capture may be gone with his QEMU.
+            if not volume.attached and not volume.paused_at:
                 promotion.detached.append(volume.name)
 
 

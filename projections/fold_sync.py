@@ -51,4 +51,4 @@ def failed(catalogue: Catalogue, comparison: Comparison, event: ev.VerifyFailed)
         comparison.state, comparison.round = "requested", comparison.round + 1
     else:
         comparison.state = "failed"
-        volume.seeded = False
+        volume.to_compare = False

@@ -117,7 +117,7 @@ def _recovery_volume_created(catalogue: Catalogue, event: ev.RecoveryVolumeCreat
     if volume.placed_id and not volume.path:
         _recovery_volume_made_anew(volume, event)
     volume.path = event.path
-    volume.seeded = bool(event.seeded)
+    volume.to_compare = bool(event.seeded)
 
 
 def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) -> None:
@@ -126,6 +126,7 @@ def _recovery_volume_made_anew(volume: Volume, event: ev.RecoveryVolumeCreated) 
         move(volume, "placed", event.at, f"diskbox {volume.placed_from} was lost, a new copy is made")
         volume.stopped = ""
     volume.made_offset = -1 if event.first_offset is None else event.first_offset
+    volume.bitmap, volume.whole = {}, False
     if volume.epoch and not volume.paused_at:
         volume.resync_id = event.id
 
@@ -144,6 +145,8 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
         volume.node = event.node
         # A node that nobody uses for now keeps the device by which it may be found again.
         volume.device = event.device or volume.device
+    volume.to_compare = volume.to_compare or bool(event.compare)
+    volume.bitmap = _left_bitmap(event)
     volume.attached = volume.attached_before = True
     if event.offset >= volume.made_offset:
         volume.resync_id = ""
@@ -153,6 +156,19 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
     promotion = catalogue.promotions.get(volume.promotion)
     if promotion is not None and volume.name in promotion.detached:
         promotion.detached.remove(volume.name)
+
+
+def _left_bitmap(event: ev.FilterAttached) -> dict[str, Any]:
+    if event.bitmap is None:
+        return {}
+    return {
+        "name": event.bitmap,
+        "persistent": bool(event.persistent),
+        "image": event.image or "",
+        "epoch": event.epoch,
+        "offset": event.offset,
+        "based": bool(event.based),
+    }
 
 
 def _sync_requested(catalogue: Catalogue, event: ev.SyncRequested) -> None:
@@ -179,10 +195,10 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
         raise ConflictError(f"epoch {event.epoch} of volume {event.volume} has not begun")
     if volume.needs_full and (volume.resync_id or not volume.path):
         raise ConflictError(f"the recovery volume of {event.volume} is newer than epoch {event.epoch}")
-    if volume.sync_mode in ("full", "compare"):
+    if volume.sync_mode != "delta":
         # Every byte was copied, or found equal: what a verify found is gone.
         volume.differs = ""
-    volume.seeded = False
+    volume.to_compare, volume.whole = False, True
     fold_sync.end_sync(catalogue, volume)
     if volume.stopped or volume.differs:
         move(volume, "synced_stopped", event.at, volume.stopped or volume.differs)
@@ -190,7 +206,8 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
         move(volume, "synced", event.at, volume.reason if volume.state == "gap" else "")
     volume.synced_epoch = event.epoch
     volume.needs_full, volume.made_offset = False, -1
-    volume.bitmap = {}
+    if volume.bitmap:
+        volume.bitmap["based"] = True
 
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:

@@ -9,7 +9,8 @@ every byte that it is copied, written meanwhile, or equal to the volume as this 
 does not clear it, because it relies on all events before it.
 
 Nor does a delta sync begin anything: where no full or compare sync was completed since the volume was made, or since the last poison
-or divergence, its `SyncStarted` is poison itself. An agent that relied on what is not there is found out here.
+or divergence, its `SyncStarted` is poison itself. Mode "continued" relies on the full sync of an attachment before, as far as
+that came: where none began since, it is poison too. An agent that relied on what is not there is found out here.
 
 A gap runs from a valid `EpochStarted` up to, not including, the `SyncCompleted` of its attachment.
 The state is small and serialisable: a recovery volume's position holds it, and folding on from there gives the same.
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from rephub.core.documents import record_of
 from rephub.core.errors import IntegrityError
 from rephub.schemas.journal import (
     Checkpoint,
@@ -36,6 +38,10 @@ from rephub.schemas.journal import (
 
 ESTABLISHING = ("full", "compare")
 """Modes of sync that rely on no event before them."""
+
+
+CONTINUED = "continued"
+"""Mode of a sync that goes on where that of the attachment before was interrupted."""
 
 
 class Verdict(Enum):
@@ -89,7 +95,9 @@ class FoldState:
     """A full sync was completed, and nothing is missing since: what a delta sync relies on. True where an older version left
     it out, as its agents knew no other sync than a full one."""
     establishing: bool = False
-    """The sync under way in the current attachment says something of every byte."""
+    """The sync under way in the current attachment says something of every byte, with those that it continues."""
+    begun: bool = False
+    """A sync that says something of every byte began, and nothing is missing since: what a continued sync relies on."""
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON document."""
@@ -97,8 +105,8 @@ class FoldState:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> FoldState:
-        """The state that `to_dict` described."""
-        return cls(**document)
+        """The state that `to_dict` described. Raises ValueError: it describes none."""
+        return record_of(cls, document)
 
 
 def fresh_state(
@@ -219,9 +227,10 @@ class JournalFold:
                 return self._poison(journal_offset, fault)
             return Verdict.APPLY
         if isinstance(record, SyncStarted):
-            state.establishing = record.mode in ESTABLISHING
+            state.establishing = record.mode in ESTABLISHING or (record.mode == CONTINUED and state.begun)
             if not state.based and not state.establishing:
                 return self._poison(journal_offset, f"a {record.mode} sync of a volume that is not whole")
+            state.begun = state.begun or record.mode == "full"
         elif isinstance(record, SyncCompleted):
             state.based = state.based or state.establishing
             state.gap_first_offset, state.gap_reason = None, ""
@@ -255,7 +264,7 @@ class JournalFold:
         state = self.state
         if isinstance(record, SyncStarted) and record.mode in ESTABLISHING and state.answering:
             state.poison_offset, state.poison_reason, state.answering = None, "", False
-            state.establishing = True
+            state.establishing, state.begun = True, record.mode == "full"
             return Verdict.MARKER
         if isinstance(record, Resized):
             state.size_bytes = record.size_bytes
@@ -267,7 +276,7 @@ class JournalFold:
         if state.poison_offset is not None:
             return Verdict.SKIPPED
         state.poison_offset, state.poison_reason = journal_offset, reason
-        state.based = False
+        state.based = state.begun = False
         self._open_gap(journal_offset, f"stopped: {reason}")
         return Verdict.POISON
 
@@ -283,7 +292,7 @@ class JournalFold:
         state = self.state
         state.gap_first_offset, state.gap_reason = journal_offset, f"stopped: {reason}"
         if poison:
-            state.establishing = state.based = False
+            state.establishing = state.based = state.begun = False
             state.answering = answering
             if state.poison_offset is None or state.poison_offset > journal_offset:
                 state.poison_offset, state.poison_reason = journal_offset, reason

@@ -22,6 +22,7 @@ from typing import Any
 
 from rephub.core.codec import decode_journal
 from rephub.core.control.kafka import KafkaControlLog
+from rephub.core.digests import differing_chunks, digests_of
 from rephub.core.journal.kafka import KafkaJournalStore
 from rephub.core.names import EVENTS_TOPIC
 from rephub.infra.kafka.topics import JOURNAL_CONFIG, create_topics
@@ -45,6 +46,15 @@ sys.exit(run(settings))
 def fresh(name: str = "v") -> str:
     """A name that no other test has used."""
     return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def apply(image: bytearray, record: jr.Record) -> None:
+    """Do to an image what an event that changes bytes says."""
+    if isinstance(record, jr.Zero):
+        image[record.start : record.start + record.length] = bytes(record.length)
+    else:
+        assert isinstance(record, jr.Write | jr.SyncData)
+        image[record.start : record.start + len(record.data)] = record.data
 
 
 class Rig:
@@ -242,11 +252,7 @@ class Rig:
                 image = image[: state.size_bytes].ljust(state.size_bytes, b"\0")
             if verdict is not Verdict.APPLY:
                 continue
-            if isinstance(record, jr.Zero):
-                image[record.start : record.start + record.length] = bytes(record.length)
-            else:
-                assert isinstance(record, jr.Write | jr.SyncData)
-                image[record.start : record.start + len(record.data)] = record.data
+            apply(image, record)
         return bytes(image), state
 
     async def stop(self) -> int:
@@ -282,3 +288,39 @@ class Rig:
                 self.events.append(event)  # type: ignore[arg-type]
                 if isinstance(event, ev.FilterAttached) and event.agent == self.agent and self.auto_sync:
                     await self.tell(ev.SyncRequested, volume=event.volume, epoch=event.epoch)
+                await self._compare(event)
+
+    async def _compare(self, event: Any) -> None:
+        """Do the diskbox's half of a sync that compares."""
+        if event.source != f"agent/{self.agent}":
+            return
+        if isinstance(event, ev.VolumeSyncStarted) and event.mode == "compare":
+            run = self.catalogue.volumes[event.volume].attachment_id
+            await self.tell(ev.ComparisonAccepted, run=run, volume=event.volume, diskbox="box")
+        elif isinstance(event, ev.ExtentsDigested):
+            differing, compared_bytes = await self._differing(event)
+            await self.tell(
+                ev.ExtentsCompared,
+                run=event.run,
+                round=event.round,
+                volume=event.volume,
+                offset=event.last_offset,
+                compared_bytes=compared_bytes,
+                differing_bytes=sum(item.length for item in differing),
+                differing=tuple(differing),
+            )
+
+    async def _differing(self, event: ev.ExtentsDigested) -> tuple[list[ev.ExtentItem], int]:
+        image, fold = bytearray(), JournalFold(fresh_state(-1, 0))
+        differing, compared_bytes = [], 0
+        for offset, record in await self.records(event.volume):
+            if fold.feed(offset, record) is Verdict.APPLY:
+                apply(image, record)
+            if len(image) != fold.state.size_bytes:
+                image = image[: fold.state.size_bytes].ljust(fold.state.size_bytes, b"\0")
+            if isinstance(record, jr.Digest) and (record.run, record.round) == (event.run, event.round):
+                said = record.digests or digests_of(bytes(record.length), record.start, record.chunk_bytes)
+                here = image[record.start : record.start + record.length]
+                differing += differing_chunks(here, record.start, record.chunk_bytes, said)
+                compared_bytes += record.length
+        return [ev.ExtentItem(start=start, length=length) for start, length in differing], compared_bytes

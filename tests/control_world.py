@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from rephub.agent.memory import decide as decide_sync
 from rephub.core.control.ids import event_id
 from rephub.core.errors import NotFoundError, RephubError, from_json
 from rephub.projections.catalogue import Catalogue
@@ -128,17 +129,17 @@ def _agent_volume(
         fields = {"volume": name, "epoch": volume.epoch}
         began = head(ev.VolumeSyncStarted, volume.attachment_id, name, now, source)
         run = catalogue.comparisons.get(volume.attachment_id)
-        if volume.seeded and run is None:
+        if volume.to_compare and run is None:
             return [ev.VolumeSyncStarted(**began, **fields, mode="compare", total_bytes=volume.size_bytes)]
-        if volume.seeded and run is not None and run.state != "copying":
+        if volume.to_compare and run is not None and run.state != "copying":
             return []
         if run is not None:
             began = head(ev.VolumeSyncStarted, volume.attachment_id, f"{name}/full", now, source)
         ended = head(ev.VolumeSyncCompleted, volume.attachment_id, name, now, source)
-        mode = "delta" if volume.bitmap else "full"
+        mode = "delta" if volume.bitmap.get("based") else "full"
         begin = ev.VolumeSyncStarted(**began, **fields, mode=mode, total_bytes=volume.size_bytes)
         return [
-            *([] if volume.seeded else [begin]),
+            *([] if volume.to_compare else [begin]),
             ev.VolumeSyncCompleted(**ended, **fields, offset=volume.epoch * 100),
         ]
     return []
@@ -160,7 +161,8 @@ def paused(volume: Volume, now: int) -> ev.VolumePaused:
 
 
 def attached(volume: Volume, epoch: int, now: int, cause: str) -> ev.FilterAttached:
-    """The agent's FilterAttached of an epoch."""
+    """The agent's FilterAttached of an epoch; QEMU has kept what it noted."""
+    mode, _why = decide_sync(volume, "", 0)
     fields = head(ev.FilterAttached, cause, f"{volume.name}/{epoch}", now, f"agent/{volume.agent}")
     return ev.FilterAttached(
         **fields,
@@ -171,6 +173,11 @@ def attached(volume: Volume, epoch: int, now: int, cause: str) -> ev.FilterAttac
         attachment_id=f"{volume.name}-{epoch}-{cause}",
         offset=epoch * 100 - 99,
         reason="",
+        bitmap=f"rephub-b-{epoch}",
+        persistent=True,
+        image="/image",
+        based=mode == "delta",
+        compare=mode == "compare",
     )
 
 

@@ -207,7 +207,7 @@ class Projector:
                 self.index.add(journal_offset, record.start, record.length, ZERO)
             elif isinstance(record, (Write, SyncData)):
                 self.index.add(journal_offset, record.start, len(record.data), DATA)
-        self._readable.note(journal_offset, record, state, verdict)
+        self._readable.note(journal_offset, record, verdict)
         self.timeline.feed(state, record, verdict, len(stored.value))
         if self._at_once() and self.storage is None and self._frozen_at is None:
             self._remember(event, len(stored.value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rephub.core.errors import IntegrityError
-from rephub.projections.journal_fold import FoldState, Verdict
+from rephub.projections.journal_fold import ESTABLISHING, Verdict
 from rephub.schemas.journal import EpochStarted, Record, SyncCompleted, SyncStarted
 
 Event = tuple[int, Record | IntegrityError]
@@ -26,9 +26,7 @@ class Readable:
         self._whole: list[tuple[int, int]] = []
         """(offset of its EpochStarted, of its SyncCompleted) of syncs that rely on nothing before their epoch."""
 
-    def note(
-        self, journal_offset: int, record: Record | IntegrityError, state: FoldState, verdict: Verdict
-    ) -> None:
+    def note(self, journal_offset: int, record: Record | IntegrityError, verdict: Verdict) -> None:
         """A record was read for the first time, and judged."""
         if isinstance(record, IntegrityError):
             self._judged.add(journal_offset)
@@ -37,7 +35,7 @@ class Readable:
         elif isinstance(record, EpochStarted):
             self._epoch_offset, self._establishing = journal_offset, False
         elif isinstance(record, SyncStarted):
-            self._establishing = verdict is Verdict.MARKER and state.establishing
+            self._establishing = verdict is Verdict.MARKER and record.mode in ESTABLISHING
         elif isinstance(record, SyncCompleted) and verdict is Verdict.MARKER and self._establishing:
             self._whole.append((self._epoch_offset, journal_offset))
 

@@ -96,6 +96,10 @@ class MemoryDirtyBitmap:
         generation, regions = self._store.bitmaps.get(self._key, (-1, set()))
         return set(regions) if generation == self._store.generation else None
 
+    async def is_whole(self) -> bool:
+        """See `DirtyBitmap.is_whole`."""
+        return not self._made or await self.load() is not None
+
     async def delete(self) -> None:
         """See `DirtyBitmap.delete`."""
         await self._store.drop(self._key)

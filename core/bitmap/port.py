@@ -38,6 +38,13 @@ class DirtyBitmap(Protocol):
             UnavailableError: the store does not answer in time.
         """
 
+    async def is_whole(self) -> bool:
+        """Whether `load` would give regions, for less: also one that this object has not made yet is whole.
+
+        Raises:
+            UnavailableError: the store does not answer in time.
+        """
+
     async def delete(self) -> None:
         """Forget the bitmap: the epoch is history. Raises UnavailableError."""
 

@@ -29,6 +29,9 @@ REQUEST_SECONDS = 1.0
 CONNECTIONS_MAX = 16
 """Of one store; a 17th caller waits, within its deadline."""
 
+BITMAP_BYTES_MAX = 8 << 20
+"""Bits of a volume of 64 TiB; Redis takes strings of 512 MiB, which somebody else wrote."""
+
 BITS_PER_COMMAND = 1024
 """A command of 1,024 bits is 30 KiB and takes Redis a millisecond; others wait no longer."""
 
@@ -137,21 +140,32 @@ class RedisDirtyBitmap:
             async with self._store.client.pipeline(transaction=True) as pipe:
                 pipe.get(self._key).hgetall(self._generation).info("server")
                 bits, generation, server = await pipe.execute()
-            if bits is None or b"run_id" not in generation:
+            if bits is None or not await self._trusted(generation, server["run_id"]):
                 return None
-            if generation[b"run_id"].decode() != server["run_id"]:
-                durable = generation.get(b"durable") == b"1" and await self._synced_always()
-                if not durable:
-                    return None
-        found = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8)))
-        if not found.size or found[0] != 0:
-            return None
-        return set((found[1:] - 1).tolist())
+        return regions_of(bits)
+
+    async def is_whole(self) -> bool:
+        """See `DirtyBitmap.is_whole`."""
+        if not self._made:
+            return True
+        async with self._store.bounded():
+            async with self._store.client.pipeline(transaction=True) as pipe:
+                pipe.getbit(self._key, 0).hgetall(self._generation).info("server")
+                sentinel, generation, server = await pipe.execute()
+            return bool(sentinel) and await self._trusted(generation, server["run_id"])
 
     async def delete(self) -> None:
         """See `DirtyBitmap.delete`."""
         await self._store.drop(self._key, self._generation)
         self._made = False
+
+    async def _trusted(self, generation: dict[bytes, bytes], run_id: str) -> bool:
+        """Whether the server that took the marks is the one that runs, or synced them to disk."""
+        if b"run_id" not in generation:
+            return False
+        if generation[b"run_id"].decode() == run_id:
+            return True
+        return generation.get(b"durable") == b"1" and await self._synced_always()
 
     async def _make(self, regions: Iterable[int]) -> None:
         client = self._store.client
@@ -184,6 +198,16 @@ class RedisDirtyBitmap:
         except RedisError:
             return False  # forbidden by an ACL: then nothing is known, which is the safe answer
         return bool(config.get("appendonly") == "yes" and config.get("appendfsync") == "always")
+
+
+def regions_of(bits: bytes) -> set[int] | None:
+    """The regions that a bitmap of Redis marks; None if it lacks the sentinel or is none of ours: then all count as dirty."""
+    if not bits or not bits[0] & 0x80 or len(bits) > BITMAP_BYTES_MAX:
+        return None
+    octets = np.frombuffer(bits, np.uint8)
+    used = np.flatnonzero(octets)  # a bitmap of few marks takes little, however long it is
+    ones = np.flatnonzero(np.unpackbits(octets[used]))
+    return set((used[ones >> 3] * 8 + (ones & 7) - 1)[1:].tolist())
 
 
 def _commands(key: str, regions: Iterable[int], bit: int) -> Iterable[list[Any]]:

@@ -312,6 +312,11 @@ class FilterAttached:
     reason: str
     node: str | None = None
     device: str | None = None
+    bitmap: str | None = None
+    persistent: bool | None = None
+    image: str | None = None
+    based: bool | None = None
+    compare: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

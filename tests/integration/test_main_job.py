@@ -73,7 +73,7 @@ def test_attach_under_load(stack: Stack, disks, folder: Path) -> None:
     """fio with verify runs through protect, sync and detach: no I/O error, no wrong byte; at rest the view = source."""
     daemon = disks(1)
     jobs, nodes = daemon.query("query-block-jobs"), daemon.query("query-named-block-nodes")
-    fio = Fio(daemon.uri(), 8, rate="40m")
+    fio = Fio(daemon.uri(), 12, rate="40m")
     stack.protect("attach", daemon.qmp, "disk0")
     assert fio.running, "the load ended before the first sync did"
     fio.finish()

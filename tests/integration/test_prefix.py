@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from qsd import Load, StorageDaemon
+from requests_shown import SECTOR, numbers, violations
 from stack import Stack
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(600)]
 
 DISK_BYTES = 24 << 20
-SECTOR = 512
 SEED = 20261123
 
 
@@ -81,33 +81,6 @@ def test_every_checkpoint_equals_the_oracle(stack: Stack, guest, folder: Path) -
     assert first_difference(Path(done["path"]).read_bytes(), want) is None
     load("write", start=0, length=4096, seed=1)  # the guest is not affected
     assert stack.status("prefix1")["state"] == "promoted"
-
-
-def numbers(view: bytes) -> list[int]:
-    """The request that each sector shows."""
-    return [int.from_bytes(view[index : index + 8], "little") for index in range(0, len(view), SECTOR)]
-
-
-def violations(requests: list[list[int]], view: bytes) -> list[str]:
-    """Where the requests visible in the view are not closed under "answered before the other was sent".
-
-    Args:
-        requests: [number, sector, sectors, sent, answered] each, all before and after the point.
-        view: the disk; each sector that a request wrote repeats its number.
-    """
-    by_number = {item[0]: item for item in requests}
-    shown = numbers(view)
-    newest_sent = max((by_number[number][3] for number in shown if number in by_number), default=0)
-    found = []
-    for number, sector, sectors, sent, answered in requests:
-        if answered >= newest_sent:
-            continue
-        for index in range(sector, sector + sectors):
-            other = by_number.get(shown[index])
-            if other is None or (other[0] != number and other[4] < sent):
-                found.append(f"request {number} was answered, yet sector {index} shows {shown[index]}")
-                break
-    return found
 
 
 @pytest.mark.parametrize("depth", [8, 32])

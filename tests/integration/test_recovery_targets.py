@@ -163,6 +163,6 @@ def test_targets_that_are_refused(stack: Stack, source, folder: Path, disk: Path
         assert "not empty" in refused(server.uri, 5)
     finally:
         server.kill()
-    assert stack.call("status", "bad-target")[0] == 4
+    stack.wait_until("nothing is left", lambda: stack.call("status", "bad-target")[0] == 4)
     assert disk.read_bytes() == b"data" * (DISK_BYTES // 4)
     assert source.query("query-block-jobs") == []

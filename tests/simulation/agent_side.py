@@ -16,6 +16,7 @@ from unittest.mock import patch
 from rephub.agent import attachment as attachment_module
 from rephub.agent import epochs
 from rephub.agent.attachment import Attachment, AttachmentSpec
+from rephub.agent.known import Known
 from rephub.core.config import AgentSettings
 from rephub.core.errors import RephubError, UnavailableError
 from simulation.clock import Process
@@ -114,10 +115,8 @@ class Agent:
                 regions |= world.guest.bitmap
                 world.note(f"agent: delta of {sorted(regions)} after epoch {before}")
             world.attached(claim.epoch, own, regions)
-            bitmaps = ("record", "guard") if regions is not None else None
-            await own.start_sync(
-                {"regions": regions}, "e", lambda _offset: self._synced(claim.epoch), bitmaps
-            )
+            known = Known(mode="delta", bitmaps=("record", "guard")) if regions is not None else Known()
+            await own.start_sync({"regions": regions}, "e", lambda _offset: self._synced(claim.epoch), known)
             world.guest.bitmap.clear()
             while not (await asyncio.wait({lost}, timeout=CHECKPOINT_SECONDS))[0]:
                 self._checkpoint(own)

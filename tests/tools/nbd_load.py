@@ -11,6 +11,8 @@ on standard output:
         → {"requests": [[number, sector, sectors, sent, answered], …]}, times by one logical clock
     {"op": "strided", "stride": 65536, "length": 4096, "count": 100, "per_second": 500, "seed": 7}
         one write after the other, the n-th at n * stride, not faster than that; → {"ended_at": seconds since the Unix epoch}
+    {"op": "scattered", "size": 1048576, "length": 4096, "depth": 4, "per_second": 300, "seconds": 5, "seed": 7}
+        random data at random places, at the depth, not faster than that; → {"written": how many}
     {"op": "chains", "others": [uri], "chains": 16, "sector": 0, "seconds": 5}
         dependent writes across disks: in each chain, write i is sent, to disk (i - 1) % disks, only after write i - 1 was
         answered; it fills sector `sector + 8 * chain` with i; → {"answered": [last i answered of each chain]};
@@ -64,6 +66,24 @@ def strided(handle, order):
         time.sleep(max(0.0, began + number / order["per_second"] - time.monotonic()))
         handle.pwrite(data, number * order["stride"])
     return {"ended_at": time.time()}
+
+
+def scattered(handle, order):
+    """Keep `depth` writes in flight until the time is over."""
+    rng = random.Random(order["seed"])
+    began, written, flying = time.monotonic(), 0, set()
+    while time.monotonic() < began + order["seconds"]:
+        time.sleep(max(0.0, began + written / order["per_second"] - time.monotonic()))
+        while len(flying) >= order["depth"]:
+            handle.poll(-1)
+            flying -= {cookie for cookie in flying if handle.aio_command_completed(cookie)}
+        buffer = nbd.Buffer.from_bytearray(bytearray(rng.randbytes(order["length"])))
+        flying.add(handle.aio_pwrite(buffer, rng.randrange(0, order["size"] - order["length"])))
+        written += 1
+    while flying:
+        handle.poll(-1)
+        flying -= {cookie for cookie in flying if handle.aio_command_completed(cookie)}
+    return {"written": written}
 
 
 def chains(first, order):
@@ -134,6 +154,8 @@ def execute(handle, order):
             return numbered(handle, order)
         case "strided":
             return strided(handle, order)
+        case "scattered":
+            return scattered(handle, order)
         case "chains":
             return chains(handle, order)
     return {}

@@ -50,7 +50,8 @@ def test_pause_and_resume(world: World) -> None:
     assert world.due() == []
     written = world.done(world.command(cmd.Resume, volume="v1"))
     found = volume(world)
-    assert (found.state, found.epoch, found.paused_at, found.bitmap) == ("protected", 2, 0, {})
+    assert (found.state, found.epoch, found.paused_at) == ("protected", 2, 0)
+    assert (found.bitmap["name"], found.bitmap["based"]) == ("rephub-b-2", True)
     (started,) = [event for event in written if isinstance(event, ev.VolumeSyncStarted)]
     assert started.mode == "delta"
 
@@ -124,16 +125,17 @@ def test_a_refused_pause_leaves_it_protected(world: World) -> None:
     assert volume(world).state == "protected"
 
 
-def test_the_bitmap_lasts_until_a_sync_is_complete(world: World) -> None:
+def test_what_a_bitmap_says_lasts_until_a_sync_is_complete(world: World) -> None:
     pause(world)
     world.send(world.command(cmd.Resume, volume="v1"))
     while volume(world).epoch < 2:
         world.append(world.due()[0])
-    assert volume(world).bitmap
+    assert volume(world).bitmap["based"], "the new chain has what the one before said"
     world.append(lost(volume(world), world.now))
-    assert (volume(world).state, bool(volume(world).bitmap)) == ("gap", True)
-    world.settle()
-    assert (volume(world).state, volume(world).bitmap) == ("protected", {})
+    assert (volume(world).state, volume(world).bitmap["epoch"]) == ("gap", 2)
+    written = world.settle()
+    assert [event.mode for event in written if isinstance(event, ev.VolumeSyncStarted)] == ["delta"]
+    assert volume(world).state == "protected"
 
 
 def test_a_resync_ends_a_pause_with_a_full_copy(world: World) -> None:

@@ -215,7 +215,7 @@ def seeding(world: World) -> Comparison:
     while not (run := world.catalogue.comparison_of("v1")) or run.state != "digesting":
         world.append(world.due()[0])
     assert run.sync
-    assert world.catalogue.volumes["v1"].seeded
+    assert world.catalogue.volumes["v1"].to_compare
     return run
 
 
@@ -229,11 +229,11 @@ def test_a_seed_is_compared_and_only_what_differs_is_copied() -> None:
     events = world.settle()
     assert [type(event).__name__ for event in events] == ["VolumeSyncCompleted"]
     volume = world.catalogue.volumes["v1"]
-    assert (volume.state, volume.seeded, run.state) == ("protected", False, "completed")
-    # The next sync is a full one.
+    assert (volume.state, volume.to_compare, run.state) == ("protected", False, "completed")
+    # The next sync copies what was written since.
     world.append(lost(volume, world.now))
     modes = [event.mode for event in world.settle() if isinstance(event, ev.VolumeSyncStarted)]
-    assert modes == ["full"]
+    assert modes == ["delta"]
 
 
 def broken(run: Comparison, number: int) -> ev.VerifyFailed:

@@ -181,7 +181,7 @@ async def test_after_a_restart_a_seed_is_compared_anew(short_dir: Path, tmp_path
     site = make_site(short_dir)
     async with running(site):
         model = await protected(site, seed=str(seed))
-        assert site.diskbox.catalogue.volumes["v"].seeded
+        assert site.diskbox.catalogue.volumes["v"].to_compare
         assert bytes(model.source) != bytes(content), "the guest has written since"
         model.put(j.SyncStarted, mode="compare", total_bytes=model.size)
         await site.tell(ev.VolumeSyncStarted, volume="v", epoch=1, mode="compare", total_bytes=model.size)
@@ -208,7 +208,7 @@ async def test_after_a_restart_a_seed_is_compared_anew(short_dir: Path, tmp_path
         await site.publish("v")
         await site.tell(ev.VolumeSyncCompleted, volume="v", epoch=1, offset=done)
         await site.caught_up("v")
-        assert not site.diskbox.catalogue.volumes["v"].seeded
+        assert not site.diskbox.catalogue.volumes["v"].to_compare
         fot = await site.fot("f", ["v"], "latest", "")
         assert fot.state == "started", fot
         assert await read_all(fot.views[0]["uri"]) == bytes(model.source)
