@@ -19,7 +19,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 crash fuzz check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 crash fuzz simulate check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-long: setup ## those of fleets, groups and long logs, which take minutes ea
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10
 	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
+
+simulate: ## seeded faults on a simulated clock: SEEDS=1000000 runs many, SEED=66 repeats one and tells what happened
+	@PYTHONPATH=tests $(BIN)/python -m simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000) --first $(or $(FIRST),0))
 
 crash: setup ## kill and freeze parts at random under load, for SECONDS; says what was survived
 	@$(BIN)/python tests/crash/crash.py --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
