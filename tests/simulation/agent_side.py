@@ -21,6 +21,7 @@ from rephub.core.config import AgentSettings
 from rephub.core.errors import RephubError, UnavailableError
 from simulation.clock import Process
 from simulation.guest import Connection, Export
+from simulation.judge import require
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -121,6 +122,8 @@ class Agent:
             while not (await asyncio.wait({lost}, timeout=CHECKPOINT_SECONDS))[0]:
                 self._checkpoint(own)
             error = lost.result()
+            # `Attachment` makes one of what is no error of ours: a mistake in the product, or here.
+            require(type(error) is not RephubError, "data path", error.message)
             world.note(f"agent: lost epoch {claim.epoch}: {error.message}")
         finally:
             world.guest_let_go(own)

@@ -180,6 +180,6 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "deleted above a pin": Mutant(10, ((volume, "min", max),)),
     "pins do not hold": Mutant(10, ((projector.Projector, "pin", lambda *_: None),)),
-    "an answer may wait a minute": Mutant(11, ((capture, "HOLD_SECONDS_MAX", 60.0),), ("lost_ack", "delayed_batch")),
+    "an answer may wait a minute": Mutant(11, ((capture, "HOLD_SECONDS_MAX", 60.0),), ("lost_ack",)),
     "a gap begins late": Mutant(13, ((journal_fold.JournalFold, "_open_gap", open_gap_late),), ("agent_crash",)),
 }  # fmt: skip

@@ -183,7 +183,7 @@ class Redis(MemoryBitmapStore):
         if self.faults.random.random() < 0.5:
             self.restart(durable=False)
 
-    def bitmap(self, volume: str, epoch: int) -> Any:
+    def bitmap(self, volume: str, epoch: int) -> _Bitmap:
         """A bitmap over the network."""
         return _Bitmap(super().bitmap(volume, epoch), self.loop)
 
@@ -206,6 +206,9 @@ class _Bitmap:
 
     async def load(self) -> set[int] | None:
         return await self._there_and_back(self._inner.load)
+
+    async def is_whole(self) -> bool:
+        return await self._there_and_back(self._inner.is_whole)
 
     async def delete(self) -> None:
         await self._there_and_back(self._inner.delete)
