@@ -32,6 +32,7 @@ pytestmark = [
 
 CHECKPOINT_SECONDS = 0.05
 SEED = 20261123
+TORN_TRIES = 4
 
 
 @pytest.fixture
@@ -123,9 +124,13 @@ async def test_markers_of_different_loop_turns_are_caught(torn_rig: Rig, qsd: St
         await torn_rig.protect(volume, qsd.qmp, f"disk{number}", DISK_BYTES, group=group)
     for volume in volumes:
         await torn_rig.protected(volume)
-    await asyncio.to_thread(Loads((qsd.uri(0), qsd.uri(1)), 4, SEED).end)
-    first, second = [await shown_by_journal(torn_rig.journals, volume) for volume in volumes]
-    caught = judge(first, second)
+    caught: dict[str, list[str]] = {}
+    for _ in range(TORN_TRIES):
+        # On a machine that is busy, few writes fall between two turns.
+        await asyncio.to_thread(Loads((qsd.uri(0), qsd.uri(1)), 4, SEED).end)
+        first, second = [await shown_by_journal(torn_rig.journals, volume) for volume in volumes]
+        if caught := judge(first, second):
+            break
     print(f"{len(caught)} of {len(first)} checkpoints caught")
     assert caught
 

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.redis,
     pytest.mark.qemu,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
 ]
 
 VOLUMES = 60
