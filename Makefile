@@ -5,11 +5,13 @@ BIN := .venv/bin
 REQUIRE ?= all
 # How many tests run at once, each file's in one process. Most wait for daemons: two at a time fit on two cores.
 PARALLEL ?= -n 2 --dist loadfile
-# make crash SECONDS=3600 SEED=7
-SECONDS ?= 300
-SEED ?=
 # Passed to pytest: make test PYTEST='-k prefix -x'
 PYTEST ?=
+# How long `make crash` (300) and `make fuzz` (60) run, and what else they are told:
+# make crash SECONDS=3600 SEED=7; make fuzz SECONDS=3600 FUZZ='--target journal-event --seed 7'
+SECONDS ?=
+SEED ?=
+FUZZ ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
@@ -18,7 +20,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 crash check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 crash fuzz simulate check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +41,15 @@ test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backport
 	@scripts/qemu-backports .cache/qemu-10
 	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
 
+simulate: ## seeded faults on a simulated clock: SEEDS=1000000 runs many, SEED=66 repeats one and tells what happened
+	@PYTHONPATH=tests $(BIN)/python -m simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000) --first $(or $(FIRST),0))
+
 crash: setup ## kill and freeze parts at random under load, for SECONDS; says what was survived
-	@$(BIN)/python tests/crash/crash.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python tests/crash/crash.py --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## hostile input with coverage feedback, for SECONDS in all: NBD, events, bitmaps, state files
+	@scripts/fuzzer
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(FUZZ)
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check

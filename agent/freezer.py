@@ -20,6 +20,7 @@ from typing import Any
 
 from rephub.agent.guest_agent import HINT, GuestAgent, find_socket
 from rephub.agent.vms import Vms
+from rephub.core.documents import parse_json
 from rephub.core.errors import NotFoundError, RephubError, UnavailableError
 
 SYNC_SECONDS = 3.0
@@ -115,15 +116,36 @@ class Freezer:
 
     def recover(self) -> None:
         """Thaw what a process before this one may have left frozen."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            paths = [str(path) for path in json.loads(self._note.read_text())]
-            log.warning("a former process may have left guests frozen: thawing", extra={"sockets": paths})
-            frozen = self._frozen(time.monotonic())
-            for path in paths:
-                agent = GuestAgent(path)
-                agent.may_be_frozen = True
-                frozen.agents.append(agent)
-            frozen.thaw()
+        paths = self._noted()
+        if not paths:
+            return
+        log.warning("a former process may have left guests frozen: thawing", extra={"sockets": paths})
+        frozen = self._frozen(time.monotonic())
+        for path in paths:
+            agent = GuestAgent(path)
+            agent.may_be_frozen = True
+            frozen.agents.append(agent)
+        frozen.thaw()
+
+    def _take_note(self, paths: list[str]) -> None:
+        """Replace the note in one step: half of one would leave guests frozen. Not synced: a host's crash ends its guests."""
+        temporary = self._note.with_name(f"{self._note.name}.new")
+        temporary.write_text(json.dumps(paths))
+        temporary.replace(self._note)
+
+    def _noted(self) -> list[str]:
+        """The sockets in the note; none where it is damaged, as nothing else tells them: guests thaw by themselves, or by hand."""
+        try:
+            found = parse_json(self._note.read_bytes())
+            if isinstance(found, list) and all(isinstance(path, str) for path in found):
+                return found
+            reason = "no list of paths"
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as exc:
+            reason = str(exc)
+        log.error("cannot read which guests may be frozen", extra={"path": str(self._note), "reason": reason})
+        return []
 
     async def freeze(self, monitors: Iterable[str]) -> Frozen:
         """Freeze the guests behind all these monitors, or none.
@@ -181,7 +203,7 @@ class Freezer:
                 await _all(_reach(agent) for agent in frozen.agents)
                 # Before the first freeze: whatever happens from here on, somebody will know.
                 self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._note.write_text(json.dumps([agent.path for agent in frozen.agents]))
+                self._take_note([agent.path for agent in frozen.agents])
                 await _all(_freeze(agent) for agent in frozen.agents)
         except TimeoutError:
             raise UnavailableError(

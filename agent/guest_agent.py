@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 from rephub.agent.vm import Vm, find
+from rephub.core.documents import parse_json
 from rephub.core.errors import ConflictError, NotFoundError, ProtocolError, QemuError, UnavailableError
 
 PORT = "org.qemu.guest_agent.0"
@@ -168,7 +169,7 @@ class GuestAgent:
 
     def _parse(self, command: str, line: bytes) -> Any:
         try:
-            answer = json.loads(line)
+            answer = parse_json(line)
             if "return" in answer:
                 return answer["return"]
             description = str(answer["error"]["desc"])

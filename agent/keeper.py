@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from rephub.agent import attach, bitmaps, plan, source
+from rephub.agent import attach, bitmaps, pausing, plan, source
 from rephub.agent.epochs import Hint
 from rephub.agent.hold import Hold
 from rephub.agent.memory import EPOCHS_MARKED, forget_marks
@@ -367,11 +367,13 @@ class Keeper:
         if figures.get("rpo_seconds", 0.0) > ROTATE_RPO_SECONDS:
             # Kafka is slow: the command would make the guest wait for it.
             return False
-        return hold.rotation_due(figures.get("acked_offset", -1), self._parts.settings.agent.rotate_seconds)
+        return hold.rotation.is_due(
+            figures.get("acked_offset", -1), self._parts.settings.agent.rotate_seconds
+        )
 
     async def _rotate(self, _volume: Volume) -> None:
         assert self._hold is not None
-        await self._hold.rotate()
+        await self._hold.rotation.rotate()
 
     async def _reconnect(self, _volume: Volume) -> None:
         hold = self._hold
@@ -390,7 +392,7 @@ class Keeper:
         marks: dict[str, Any] | None = None
         error: RephubError | None = None
         try:
-            marks = await hold.pause()
+            marks = await pausing.pause(hold)
         except RephubError as exc:
             error = exc
         if hold.worker is not None:

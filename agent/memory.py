@@ -81,8 +81,8 @@ class Memory:
         self._left: dict[str, Any] = {}
         self._number = 0
         """Of our newest record."""
-        self._received_seq = 0
-        """All that the records before the newest hold is in our queue up to here."""
+        self._received_seq: int | None = 0
+        """All that the records before the newest hold is in our queue up to here; None: that is not known."""
         self.mode, self.why = "full", ""
         """As `decide` gives them, once `check` and `look_up` are through."""
         self.cursor_bytes = 0
@@ -267,7 +267,8 @@ class Memory:
         assert self._own is not None
         base, persistent = self._own.base, self._left["persistent"]
         self._number = await bitmaps.rotate(vm, node, base, acked_offset, persistent=persistent)
-        if acked_seq >= self._received_seq:
+        received_seq, self._received_seq = self._received_seq, None
+        if received_seq is not None and acked_seq >= received_seq:
             # What is only in older records is acked, and the newest one's name says so.
             await bitmaps.drop(vm, node, base, self._number - 1)
 

@@ -142,7 +142,7 @@ class Verifier:
     @contextlib.asynccontextmanager
     async def _begun(self, hold: Hold, comparison: Comparison) -> AsyncIterator[None]:
         """The worker reads the volume; a sync has its source open until it is over."""
-        source = hold.sync_source if comparison.sync else await hold.open_source()
+        source = hold.source if comparison.sync else await hold.open_source()
         try:
             if source is None:
                 raise UnavailableError(f"volume {self._volume} cannot be read any more")

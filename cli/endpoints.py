@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rephub.core.config import ENV_PREFIX, load_settings
+from rephub.core.documents import parse_object, record_of
 from rephub.core.errors import StorageError, UnavailableError
 
 FILE = "endpoints.json"
@@ -47,16 +47,10 @@ def read_endpoints(state_dir: Path) -> Endpoints:
         StorageError: the file cannot be read.
     """
     try:
-        document = json.loads((state_dir / FILE).read_text())
-        return Endpoints(
-            bootstrap=document["bootstrap"],
-            redis=document["redis"],
-            web=document["web"],
-            state_dir=Path(document["state_dir"]),
-            pids=document["pids"],
-            urls=document["urls"],
-            config=document["config"],
-        )
+        document = parse_object((state_dir / FILE).read_bytes())
+        names = ("bootstrap", "redis", "web", "pids", "urls", "config")
+        fields = {name: document[name] for name in names}
+        return record_of(Endpoints, fields | {"state_dir": Path(document["state_dir"])})
     except FileNotFoundError:
         if os.environ.get(f"{ENV_PREFIX}KAFKA__BOOTSTRAP"):
             return _from_settings(state_dir)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rephub.core.documents import parse_object, record_of
 from rephub.infra.files import write_atomic
 from rephub.infra.process import is_same
 
@@ -42,7 +43,8 @@ def write_parts(state_dir: Path, parts: list[Part]) -> None:
 def read_parts(state_dir: Path) -> list[Part]:
     """What the file says; empty if there is none or it is damaged."""
     try:
-        return [Part(**entry) for entry in json.loads((state_dir / FILE).read_text())["parts"]]
+        entries = parse_object((state_dir / FILE).read_bytes())["parts"]
+        return [record_of(Part, entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from rephub.core.documents import parse_object, record_of
 from rephub.infra.files import storage_error
 from rephub.infra.process import start_time
 
@@ -78,7 +79,7 @@ def holder(state_dir: Path) -> Holder | None:
 
 def _read(path: Path) -> Holder:
     try:
-        document = json.loads(path.read_text())
-        return Holder(int(document["pid"]), float(document["started_at"]))
+        document = parse_object(path.read_bytes())
+        return record_of(Holder, {"pid": document["pid"], "started_at": document["started_at"]})
     except (OSError, ValueError, KeyError, TypeError):
         return Holder(0, 0.0)  # it is just being written: somebody holds it, we will know who a moment later

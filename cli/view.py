@@ -6,7 +6,6 @@ Always done in under 5 s, with Kafka, Redis or hub down or hung.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from rephub.cli.endpoints import Endpoints, read_endpoints
 from rephub.cli.fetch import fetch
 from rephub.cli.parts import parts
+from rephub.consumers.hub import snapshot
 from rephub.core.errors import NotFoundError, UnavailableError
 from rephub.projections import status
 from rephub.projections.catalogue import Catalogue
@@ -22,7 +22,7 @@ HUB_SECONDS = 1.5
 DAEMON_SECONDS = 2.0
 """Longest waits; their sum plus Python's start stays below 5 s."""
 
-SNAPSHOT = Path("hub") / "catalogue.json"
+SNAPSHOT = Path("hub") / snapshot.FILE
 """Below the state directory; written by the hub."""
 
 
@@ -33,22 +33,16 @@ async def catalogue_of(endpoints: Endpoints) -> tuple[Catalogue, str]:
         UnavailableError: neither hub nor snapshot can be read.
     """
     document = await fetch(f"{endpoints.web}/api/catalogue", HUB_SECONDS) if endpoints.web else None
-    problem = ""
-    if not document:
-        problem = f"the hub at {endpoints.web or '(unknown address)'} does not answer"
-        document = _snapshot(endpoints.state_dir)
-        if document is None:
-            raise UnavailableError(f"{problem}, and there is no snapshot of it", hint="`rephub up` starts it")
-        problem += ", this is its last snapshot"
-    return Catalogue.from_dict(document), problem
-
-
-def _snapshot(state_dir: Path) -> dict[str, Any] | None:
+    if document:
+        return Catalogue.from_dict(document), ""
+    problem = f"the hub at {endpoints.web or '(unknown address)'} does not answer"
     try:
-        found = json.loads((state_dir / SNAPSHOT).read_text())["catalogue"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, dict) else None
+        catalogue = snapshot.read(endpoints.state_dir / SNAPSHOT)
+    except (OSError, ValueError) as exc:
+        raise UnavailableError(
+            f"{problem}, and there is no snapshot of it", hint="`rephub up` starts it", snapshot=str(exc)
+        ) from exc
+    return catalogue, f"{problem}, this is its last snapshot"
 
 
 async def status_document(state_dir: Path, volume: str | None = None) -> dict[str, Any]:

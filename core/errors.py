@@ -24,6 +24,7 @@ makes it the same class again, with the same exit code.
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any, ClassVar
 
@@ -175,14 +176,22 @@ def _subclasses(cls: type[RephubError]) -> dict[str, type[RephubError]]:
 
 
 def from_dict(document: dict[str, Any]) -> RephubError:
-    """The error that `to_dict()` described; a class of a newer version becomes RephubError."""
-    fields = dict(document)
-    cls = _subclasses(RephubError).get(fields.pop("class", ""), RephubError)
+    """The error that `to_dict()` described; a class of a newer version becomes RephubError. Takes anything."""
+    if not isinstance(document, dict):
+        return RephubError(str(document))
+    fields = {name: value for name, value in document.items() if name != "self"}
+    cls = _subclasses(RephubError).get(str(fields.pop("class", "")), RephubError)
     message = str(fields.pop("message", ""))
     hint = str(fields.pop("hint", ""))
+    if cls is RequestError and not isinstance(fields.get("errno"), int):
+        fields["errno"] = errno.EIO
     return cls(message, hint=hint, **fields)
 
 
 def from_json(text: str) -> RephubError:
-    """The error in the `error` field of an event."""
-    return from_dict(json.loads(text))
+    """The error in the `error` field of an event; one with the text as its message where that describes none."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return RephubError(text)
+    return from_dict(document) if isinstance(document, dict) else RephubError(text)

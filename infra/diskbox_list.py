@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rephub.core.documents import parse_object
 from rephub.core.errors import StorageError, UsageError
 from rephub.core.names import check_name
 from rephub.infra.files import write_atomic
@@ -24,7 +25,7 @@ def grown_diskboxes(state_dir: Path) -> list[str]:
     """
     path = state_dir / FILE
     try:
-        return [check_name(name, "diskbox") for name in json.loads(path.read_text())["diskboxes"]]
+        return [check_name(name, "diskbox") for name in parse_object(path.read_bytes())["diskboxes"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, UsageError) as exc:

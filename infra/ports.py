@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from rephub.core.documents import parse_object
 from rephub.core.errors import UnavailableError
 from rephub.infra.files import write_atomic
 
@@ -36,8 +37,9 @@ def kept_ports(file: Path, names: Iterable[str], host: str = "127.0.0.1") -> dic
     """
     names = list(names)
     known: dict[str, int] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
+    with suppress(OSError, ValueError):  # a file that is damaged is worth no more than one that is gone
+        found = parse_object(file.read_bytes())
+        known = {name: port for name, port in found.items() if type(port) is int and 0 < port < 1 << 16}
     ports: dict[str, int] = {}
     for name in names:
         old = known.get(name)

@@ -414,7 +414,4 @@ def plain(item: Any) -> dict[str, Any]:
 
 def message(error: str) -> str:
     """The one line of an `error` field; the field itself if it is not the JSON of an error."""
-    try:
-        return from_json(error).message
-    except (ValueError, TypeError, AttributeError):
-        return error
+    return from_json(error).message

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from rephub.core.documents import record_of
 from rephub.core.errors import IntegrityError
 from rephub.schemas.journal import (
     Checkpoint,
@@ -87,6 +88,9 @@ class FoldState:
     poison_reason: str = ""
     answering: bool = False
     """After poison: the current attachment began after it, its full sync may clear it."""
+    unread: int = 0
+    """Records since the current EpochStarted that cannot be read. Each may have been one: without this, every later epoch
+    would count as fenced, and no resync would be the way out."""
     based: bool = True
     """A full sync was completed, and nothing is missing since: what a delta sync relies on. True where an older version left
     it out, as its agents knew no other sync than a full one."""
@@ -101,8 +105,8 @@ class FoldState:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> FoldState:
-        """The state that `to_dict` described."""
-        return cls(**document)
+        """The state that `to_dict` described. Raises ValueError: it describes none."""
+        return record_of(cls, document)
 
 
 def fresh_state(
@@ -127,7 +131,8 @@ def epoch_follows(state: FoldState, record: EpochStarted) -> bool:
     """Whether an EpochStarted is valid where it stands."""
     if state.joining:
         return record.epoch > state.epoch
-    return record.epoch == state.epoch + 1 and record.prev_epoch == state.epoch
+    ahead = record.epoch - state.epoch
+    return record.prev_epoch == record.epoch - 1 and 1 <= ahead <= 1 + state.unread
 
 
 def is_current(state: FoldState, record: Record) -> bool:
@@ -189,6 +194,7 @@ class JournalFold:
         state.checkpoint = None
         if isinstance(record, IntegrityError):
             state.last_epoch, state.last_seq, state.last_crc = 0, -1, ""
+            state.unread += 1
             return self._poison(journal_offset, fault or record.message)
         state.last_epoch, state.last_seq, state.last_crc = record.epoch, record.seq, record.crc32c.hex()
         if fault:
@@ -245,7 +251,7 @@ class JournalFold:
                 journal_offset, f"epoch {record.epoch} starts at seq {record.seq} instead of 0"
             )
         state.epoch, state.attachment_id, state.next_seq = record.epoch, record.attachment_id.hex(), 1
-        state.establishing = False
+        state.establishing, state.unread = False, 0
         state.size_bytes = record.size_bytes
         state.captured_at_max = max(state.captured_at_max, record.captured_at)
         if state.poison_offset is not None:
@@ -273,6 +279,23 @@ class JournalFold:
         state.based = state.begun = False
         self._open_gap(journal_offset, f"stopped: {reason}")
         return Verdict.POISON
+
+    def spoil(self, journal_offset: int, reason: str, *, poison: bool, answering: bool) -> None:
+        """An event that was taken in cannot be read any more: points from it on are not good.
+
+        Args:
+            journal_offset: of the event.
+            reason: why.
+            poison: as if it had been so when it was read; False: a sync that relies on nothing before is under way.
+            answering: the current attachment began after it.
+        """
+        state = self.state
+        state.gap_first_offset, state.gap_reason = journal_offset, f"stopped: {reason}"
+        if poison:
+            state.establishing = state.based = state.begun = False
+            state.answering = answering
+            if state.poison_offset is None or state.poison_offset > journal_offset:
+                state.poison_offset, state.poison_reason = journal_offset, reason
 
     def _open_gap(self, journal_offset: int, reason: str) -> None:
         state = self.state

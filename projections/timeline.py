@@ -98,6 +98,7 @@ class Timeline:
         self._marks: list[Mark] = []
         self._named: dict[str, int] = {}
         self._epochs: list[Epoch] = []
+        self._spoiled: list[tuple[int, int | None]] = []
         self._sizes: list[tuple[int, int]] = [(state.last_offset, state.size_bytes)]
         if state.captured_at_max:
             self.envelope.note(state.last_offset, state.captured_at_max)
@@ -143,6 +144,9 @@ class Timeline:
         if state.gap_first_offset is None:
             if current is not None:
                 current.next_offset, current.to_at = state.last_offset, state.captured_at_max
+                self._spoiled = [
+                    (first, state.last_offset if next_ is None else next_) for first, next_ in self._spoiled
+                ]
         elif current is None:
             self._gaps.append(Gap(state.gap_first_offset, None, state.gap_from_at, 0, state.gap_reason))
         elif not current.from_at:
@@ -166,6 +170,7 @@ class Timeline:
         self.envelope.drop(floor_offset)
         self.bytes.drop(floor_offset)
         self._gaps = [gap for gap in self._gaps if gap.next_offset is None or gap.next_offset > floor_offset]
+        self._spoiled = [item for item in self._spoiled if item[1] is None or item[1] > floor_offset]
         if self._marks and self._marks[0].offset < floor_offset:
             self._set_marks(
                 self._marks[bisect_left(self._marks, floor_offset, key=lambda mark: mark.offset) :]
@@ -174,6 +179,42 @@ class Timeline:
         del self._epochs[:keep]
         keep = max(0, bisect_right(self._sizes, floor_offset, key=lambda size: size[0]) - 1)
         del self._sizes[:keep]
+
+    def spoil(self, first_offset: int, next_offset: int | None, reason: str) -> None:
+        """Points that were good are not: an event that they depend on cannot be read any more.
+
+        Args:
+            first_offset: of the event.
+            next_offset: the first point that does not depend on it; None: there is none yet.
+            reason: of the gap.
+        """
+        self._spoiled.append((first_offset, next_offset))
+        before, merged, later = [], [], []
+        for gap in self._gaps:
+            if gap.next_offset is not None and gap.next_offset < first_offset:
+                before.append(gap)
+            elif next_offset is not None and gap.first_offset >= next_offset:
+                later.append(gap)
+            else:
+                merged.append(gap)
+        start = min([first_offset, *(gap.first_offset for gap in merged)])
+        at = self.captured_at(start) or 0
+        end_at = 0 if next_offset is None else self.captured_at(next_offset) or 0
+        self._gaps = [*before, Gap(start, next_offset, at, end_at, reason), *later]
+        self._set_marks(
+            [
+                mark
+                for mark in self._marks
+                if mark.offset < start or (next_offset is not None and mark.offset >= next_offset)
+            ]
+        )
+
+    def is_spoiled(self, journal_offset: int) -> bool:
+        """Whether `spoil` took the point."""
+        return any(
+            first <= journal_offset and (next_ is None or journal_offset < next_)
+            for first, next_ in self._spoiled
+        )
 
     def gap_at(self, journal_offset: int) -> Gap | None:
         """The gap that the point lies in."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors
 from rephub.consumers.diskbox.position import Position, save_position
 from rephub.consumers.diskbox.recovery import create_raw_file, write_at
+from rephub.core.documents import parse_object
 from rephub.core.errors import ConflictError, RequestError, StorageError
 from rephub.core.nbd.client import NbdClient
 from rephub.projections.journal_fold import FoldState
@@ -50,7 +50,7 @@ async def fetch_copy(
         StorageError: a disk fails, here or there.
     """
     try:
-        state = FoldState.from_dict(json.loads(served["position"]))
+        state = FoldState.from_dict(parse_object(served["position"]))
     except (ValueError, TypeError, KeyError) as exc:
         raise ConflictError(
             f"the position of volume {volume} cannot be read: {exc}", hint="run one version on both diskboxes"

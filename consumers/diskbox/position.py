@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rephub.consumers.diskbox.files import storage_errors, write_durably
+from rephub.core.documents import checksum, parse_object, record_of
 from rephub.core.errors import StorageError
 from rephub.projections.journal_fold import FoldState
 
 FILE = "position.json"
-FORMAT = 1
+FORMAT = 2
+"""Since 2 with a checksum: a bit that rots on the disk must not move the position. 1 is read as it is."""
 
 
 @dataclass(slots=True)
@@ -49,15 +51,20 @@ class Position:
 
     def to_json(self) -> bytes:
         """As the file holds it."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
+        fields = asdict(self)
+        return json.dumps({"format": FORMAT, "crc32c": checksum(fields), **fields}, indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Position:
-        """The position in a file's content. Raises ValueError, TypeError or KeyError if it is none."""
-        document = json.loads(content)
-        if document.pop("format") != FORMAT:
-            raise ValueError("unknown format")
-        return cls(**document | {"applied": FoldState.from_dict(document["applied"])})
+        """The position in a file's content. Raises ValueError if it is none, or not what was written."""
+        document = parse_object(content)
+        found = document.pop("format", None)
+        if found == FORMAT and document.pop("crc32c", None) != checksum(document):
+            raise ValueError("its checksum is wrong")
+        if found not in (1, FORMAT):
+            raise ValueError(f"unknown format {found!r}")
+        applied = FoldState.from_dict(document.get("applied", {}))
+        return record_of(cls, document | {"applied": applied})
 
 
 def load_position(directory: Path) -> Position | None:
@@ -73,7 +80,7 @@ def load_position(directory: Path) -> Position | None:
         content = path.read_bytes()
     try:
         return Position.from_json(content)
-    except (ValueError, TypeError, KeyError) as exc:
+    except ValueError as exc:
         raise StorageError(
             f"{path} is damaged: {exc}", hint="unprotect with --purge and protect again", path=str(path)
         ) from exc

@@ -18,6 +18,7 @@ from dataclasses import replace
 from rephub.consumers.diskbox.applier import Applier, Event
 from rephub.consumers.diskbox.files import is_away, is_full
 from rephub.consumers.diskbox.journal_source import JournalSource, decode
+from rephub.consumers.diskbox.rot import Readable
 from rephub.consumers.diskbox.signals import Signal
 from rephub.core.errors import IntegrityError, NotFoundError, RephubError, StorageError, UnavailableError
 from rephub.core.journal.port import JournalReader, StoredRecord
@@ -96,6 +97,7 @@ class Projector:
         self._no_room = False
         self._recent: deque[tuple[Event, int]] = deque()
         self._recent_bytes = 0
+        self._readable = Readable()
         self._head = JournalFold(replace(applier.position.applied))
         self.timeline = Timeline(self._head.state)
         self.index = Index(applier.applied_offset)
@@ -205,6 +207,7 @@ class Projector:
                 self.index.add(journal_offset, record.start, record.length, ZERO)
             elif isinstance(record, (Write, SyncData)):
                 self.index.add(journal_offset, record.start, len(record.data), DATA)
+        self._readable.note(journal_offset, record, verdict)
         self.timeline.feed(state, record, verdict, len(stored.value))
         if self._at_once() and self.storage is None and self._frozen_at is None:
             self._remember(event, len(stored.value))
@@ -255,11 +258,13 @@ class Projector:
     async def _advance(self) -> bool:
         """Let the floor rise as far as it may and apply up to there; whether anything was done."""
         await self._check_room()
-        if self._frozen_at is None:
-            target = floor_target(self.timeline, self.history, self.pins.values())
-        else:
-            target = max(self._frozen_at, self.floor_offset)
-        target = min(target, self.head_offset)
+        target = self._target()
+        # Read before the floor rises: a record that cannot be read any more is to cost no point below it.
+        ahead = await self._events_due(target)
+        if self._rots(ahead):
+            return True
+        # Points may have been pinned meanwhile.
+        target = min(target, self._target())
         if self._frozen_at is None and is_cut(self.timeline, self.history, target):
             self.cut = True
         self.timeline.drop(target)
@@ -268,19 +273,58 @@ class Projector:
             await self.applier.set_intent(floor)
         moved = False
         while self.applier.applied_offset < self.applier.intent_offset:
-            if self.applier.applied_offset >= self.head_offset:
+            if self.applier.applied_offset >= self.head_offset or self._is_held_by_rot():
                 await self.changed.wait(RETRY_SECONDS)
                 continue
-            events = await self._events_due(min(self.applier.intent_offset, self.head_offset))
+            last = min(self.applier.intent_offset, self.head_offset)
+            events = [event for event in ahead if due(event[0], last)] or await self._events_due(last)
+            ahead = []
+            if self._rots(events):
+                return True
             if not events:
                 raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
             await self.applier.apply(events)
             self.index.drop(self.applier.applied_offset)
+            self._readable.drop(self.applier.applied_offset)
             self._storage_is_back()
             self._forget_recent()
             self.changed.notify()
             moved = True
         return moved
+
+    def _target(self) -> int:
+        """Where the floor may rise to now."""
+        if self._frozen_at is None:
+            target = floor_target(self.timeline, self.history, self.pins.values())
+        else:
+            target = max(self._frozen_at, self.floor_offset)
+            if self._is_held_by_rot():
+                target = self.floor_offset
+        return min(target, self.head_offset)
+
+    def _is_held_by_rot(self) -> bool:
+        """The point that is to be applied exactly cannot be reached: an event below it cannot be read any more."""
+        return self._frozen_at is not None and self.timeline.is_spoiled(self._frozen_at)
+
+    def _rots(self, events: list[Event]) -> bool:
+        """Whether one of the events could be read once and cannot be any more; points that depend on it end here."""
+        found = self._readable.rotten(events)
+        if found is None:
+            return False
+        journal_offset, error = found
+        next_offset = self._readable.whole_after(journal_offset)
+        self.timeline.spoil(journal_offset, next_offset, error.message)
+        if next_offset is None:
+            reason = f"it cannot be read any more: {error.message}"
+            under_way = self._readable.is_under_way_after(journal_offset)
+            answering = self._readable.is_answered_after(journal_offset)
+            self._head.spoil(journal_offset, reason, poison=not under_way, answering=answering)
+            if not under_way and self.poison is None:
+                self.poison = self._poison_error()
+                self._stop(self.poison, journal_offset)
+        log.error("volume=%s rotten_offset=%d error=%s", self.volume, journal_offset, error.message)
+        self.changed.notify()
+        return True
 
     async def _check_room(self) -> None:
         """The volume has grown: say that its target is too small now, and not when the growth is applied some day."""
@@ -384,14 +428,24 @@ class Projector:
         Raises:
             DeadlineError: not in time; it goes on.
             StorageError: the disk refuses; it goes on when it can.
+            IntegrityError: an event that is to be applied cannot be read any more.
         """
         self._frozen_at = journal_offset
         self.changed.notify()
         await self.changed.wait_for(
-            lambda: self.applier.applied_offset >= journal_offset or self.storage is not None,
+            lambda: (
+                self.applier.applied_offset >= journal_offset
+                or self.storage is not None
+                or self._is_held_by_rot()
+            ),
             timeout_seconds,
             f"applying {self.volume} up to offset {journal_offset}",
         )
+        if self._is_held_by_rot():
+            raise IntegrityError(
+                f"{self.volume} cannot be applied up to offset {journal_offset}: an event below cannot be read any more",
+                hint=f"rephub resync {self.volume}",
+            )
         if self.applier.applied_offset < journal_offset and self.storage is not None:
             raise self.storage
 

@@ -82,6 +82,10 @@ class View:
         floor = self.projector.floor_offset
         if floor > self.offset:
             raise RequestError(f"the floor {floor} passed the view's point {self.offset}", errno=errno.EIO)
+        if self.projector.timeline.is_spoiled(self.offset):
+            raise RequestError(
+                f"an event below the view's point {self.offset} cannot be read any more", errno=errno.EIO
+            )
 
     async def _gather(self, pieces: list[Piece], start: int, length: int) -> bytearray:
         out = bytearray(length)

@@ -29,6 +29,9 @@ REQUEST_SECONDS = 1.0
 CONNECTIONS_MAX = 16
 """Of one store; a 17th caller waits, within its deadline."""
 
+BITMAP_BYTES_MAX = 8 << 20
+"""Bits of a volume of 64 TiB; Redis takes strings of 512 MiB, which somebody else wrote."""
+
 BITS_PER_COMMAND = 1024
 """A command of 1,024 bits is 30 KiB and takes Redis a millisecond; others wait no longer."""
 
@@ -139,10 +142,7 @@ class RedisDirtyBitmap:
                 bits, generation, server = await pipe.execute()
             if bits is None or not await self._trusted(generation, server["run_id"]):
                 return None
-        found = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8)))
-        if not found.size or found[0] != 0:
-            return None
-        return set((found[1:] - 1).tolist())
+        return regions_of(bits)
 
     async def is_whole(self) -> bool:
         """See `DirtyBitmap.is_whole`."""
@@ -198,6 +198,16 @@ class RedisDirtyBitmap:
         except RedisError:
             return False  # forbidden by an ACL: then nothing is known, which is the safe answer
         return bool(config.get("appendonly") == "yes" and config.get("appendfsync") == "always")
+
+
+def regions_of(bits: bytes) -> set[int] | None:
+    """The regions that a bitmap of Redis marks; None if it lacks the sentinel or is none of ours: then all count as dirty."""
+    if not bits or not bits[0] & 0x80 or len(bits) > BITMAP_BYTES_MAX:
+        return None
+    octets = np.frombuffer(bits, np.uint8)
+    used = np.flatnonzero(octets)  # a bitmap of few marks takes little, however long it is
+    ones = np.flatnonzero(np.unpackbits(octets[used]))
+    return set((used[ones >> 3] * 8 + (ones & 7) - 1)[1:].tolist())
 
 
 def _commands(key: str, regions: Iterable[int], bit: int) -> Iterable[list[Any]]:

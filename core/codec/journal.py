@@ -144,6 +144,8 @@ def decode_journal(value: bytes | memoryview, registry: Registry = REGISTRY) -> 
     entry = _checked(value, registry)
     record = entry.record
     if entry.reader is not None or (record is not journal.Write and record is not journal.SyncData):
+        if entry.reader is None:
+            _header(entry, value)  # fastavro cuts numbers of more than 64 bits; readers must not disagree
         event: journal.Record = read_datum(entry, value, PREFIX_BYTES)
         return event
     header, flags = _header(entry, value)

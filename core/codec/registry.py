@@ -9,6 +9,7 @@ read into today's type by Avro's resolution rules.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -154,6 +155,13 @@ def _schemas_in(folder: Traversable) -> Iterable[Schema]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
+def _finite(value: float) -> float:
+    """A number that is one: NaN is unlike itself, and no JSON has it."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} where a number was due")
+    return value
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -164,7 +172,7 @@ def _from_avro(avro: Any, module: ModuleType) -> Convert | None:
         inner = _from_avro(avro[1], module)
         return None if inner is None else lambda value: None if value is None else inner(value)
     if not isinstance(avro, dict):
-        return None
+        return _finite if avro == "double" else None
     if avro["type"] == "array":
         item = _from_avro(avro["items"], module)
         return tuple if item is None else lambda values: tuple(item(value) for value in values)

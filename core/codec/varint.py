@@ -45,4 +45,6 @@ def decode_long(value: bytes | memoryview, at: int) -> tuple[int, int]:
         at += 1
         number |= (byte & 0x7F) << shift
         shift += 7
+    if number >> 64:
+        raise IntegrityError("a number of an event has more than 64 bits", reason="malformed")
     return (number >> 1) ^ -(number & 1), at

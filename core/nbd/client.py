@@ -26,6 +26,12 @@ ZERO_BYTES_MAX: Final = 1 << 30
 """Longest zero, trim or block status request; longer ones are split. A power of two, so any block size divides it."""
 
 
+EXTENT_BYTES_MIN: Final = 512
+"""Extents are this long on average, a sector: bounds what a server's block status takes in memory."""
+EXTENTS_SPARE: Final = 100_000
+"""Shorter ones that are taken all the same: 16 MiB in memory."""
+
+
 class NbdClient:
     """One connection; get one with `connect` or `connect_uri`, use it as an async context manager or `close()` it.
 
@@ -190,6 +196,8 @@ class NbdClient:
                 raise ProtocolError(f"NBD server said nothing about {context!r}")
             next_byte += sum(extent[0] for extent in extents)
             found += extents
+            if (len(found) - EXTENTS_SPARE) * EXTENT_BYTES_MIN > next_byte - start:
+                raise ProtocolError(f"NBD server describes {context!r} in absurdly many extents")
         return coalesce(found, length)
 
     async def _split(self, command: int, start: int, length: int, flags: int) -> None:

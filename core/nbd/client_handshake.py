@@ -17,6 +17,8 @@ from rephub.core.nbd.receiving import ReceiveBuffer, Script
 
 REPLIES_MAX: Final = 256
 """Replies to one option: a few infos, or a context each; then the server is broken."""
+SIZE_BYTES_MAX: Final = (1 << 63) - 1
+"""Of an export: what a file can have, here and in QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class ClientHandshake:
         padding = 0 if no_zeroes else nbd.EXPORT_NAME_PADDING_BYTES
         answer = yield nbd.EXPORT_NAME_REPLY.size + padding
         size_bytes, export_flags = nbd.EXPORT_NAME_REPLY.unpack_from(answer)
-        return ServerOffer(size_bytes, export_flags, structured, contexts)
+        return ServerOffer(_checked_size(size_bytes), export_flags, structured, contexts)
 
     def _structured(self) -> Generator[int, bytes, bool]:
         try:
@@ -126,6 +128,10 @@ class ClientHandshake:
                     identifier, name = options.parse_context(payload)
                 except options.OptionRefused as error:
                     raise ProtocolError(f"NBD server sent a malformed context: {error}") from error
+                if name not in self._contexts or name in contexts or identifier in contexts.values():
+                    raise ProtocolError(
+                        f"NBD server sent context {name!r}, which was not asked for, or twice"
+                    )
                 contexts[name] = identifier
         return contexts
 
@@ -179,7 +185,19 @@ def _offer(replies: list[tuple[int, bytes]], *, structured: bool, contexts: dict
     if export is None:
         raise ProtocolError("NBD server did not say the export's size")
     minimum, preferred, maximum = blocks
-    if minimum < 1 or minimum & (minimum - 1) or maximum < minimum:
+    if not 1 <= minimum <= nbd.MIN_BLOCK_BYTES_MAX or minimum & (minimum - 1) or maximum < minimum:
         raise ProtocolError(f"NBD server asks for impossible block sizes {blocks}")
     maximum = min(maximum, nbd.PAYLOAD_BYTES_MAX) // minimum * minimum
-    return ServerOffer(*export, structured, contexts, minimum, preferred, maximum)
+    size_bytes, flags = export
+    return ServerOffer(_checked_size(size_bytes), flags, structured, contexts, minimum, preferred, maximum)
+
+
+def _checked_size(size_bytes: int) -> int:
+    """The export's size.
+
+    Raises:
+        ProtocolError: nothing can be so large.
+    """
+    if size_bytes > SIZE_BYTES_MAX:
+        raise ProtocolError(f"NBD server says that the export has {size_bytes} bytes")
+    return size_bytes

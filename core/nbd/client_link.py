@@ -147,6 +147,7 @@ class ClientLink(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Gone, for whatever reason."""
         self._transport = None
+        self._buffer.release()
         self._fail(UnavailableError(f"NBD server closed the connection{f': {exc}' if exc else ''}"))
         if not self._gone.done():
             self._gone.set_result(None)

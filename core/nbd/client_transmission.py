@@ -24,6 +24,8 @@ _HOLE: Final = Struct(">QI")
 _ERROR: Final = Struct(">IH")
 CHUNK_BYTES_MAX: Final = 16 << 20
 """Payload of a chunk that is not data: QEMU sends up to 1 MiB of descriptors, nbdkit up to 8 MiB."""
+EXTENTS_KEPT_MAX: Final = 131_072
+"""Descriptors of one chunk that are looked at: 1 MiB on the wire, 20 MiB as tuples. The rest is asked for again."""
 
 
 @dataclass(slots=True)
@@ -244,7 +246,12 @@ class ClientTransmission:
         context = int.from_bytes(payload[:4], "big")
         if len(payload) < 12 or len(payload) % DESCRIPTOR.size != 4 or context in pending.extents:
             raise ProtocolError("NBD server sent a malformed block status")
-        extents = list(DESCRIPTOR.iter_unpack(memoryview(payload)[4:]))
+        if context not in self._offer.contexts.values():
+            raise ProtocolError(
+                f"NBD server sent a block status of context {context}, which was not selected"
+            )
+        kept = memoryview(payload)[4 : 4 + EXTENTS_KEPT_MAX * DESCRIPTOR.size]
+        extents = list(DESCRIPTOR.iter_unpack(kept))
         if not all(length for length, _ in extents):
             raise ProtocolError("NBD server sent an empty extent")
         pending.extents[context] = extents

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WRITE_BUFFER_BYTES: Final = 1 << 20
 """Unsent answers above this stop reading until they are below a quarter of it."""
+LINGER_SECONDS_MAX: Final = 10.0
+"""How long a connection that is over may take to send its last answers: a peer that does not read must not keep it."""
 
 
 class ServerConnection(asyncio.BufferedProtocol):
@@ -110,6 +112,7 @@ class ServerConnection(asyncio.BufferedProtocol):
         if self._deadline:
             self._deadline.cancel()
         self._transport = None
+        self._buffer.release()
         if self._accepted:
             self._closed(self)
         if self._handler is not None:
@@ -150,12 +153,16 @@ class ServerConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Send the answers that were made, then close; `gone` tells when. A peer that does not read delays it."""
+        """Send the answers that were made, then close; `gone` tells when: after LINGER_SECONDS_MAX in any case."""
         if self._transmission is not None:
             self._send(self._transmission.out)
         self._closing = True
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is None:
+            return
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(LINGER_SECONDS_MAX, self.abort)
+        self._transport.close()
 
     # Handshake
 

@@ -112,12 +112,16 @@ NAME_BYTES_MAX: Final = 4096
 """Spec, "Values": strings are at most 4,096 bytes."""
 PAYLOAD_BYTES_MAX: Final = 32 << 20
 """Spec, "Block size constraints": what a client may send without asking; QEMU and libnbd send no more."""
+MIN_BLOCK_BYTES_MAX: Final = 64 << 10
+"""Spec, "Block size constraints": the minimum block is at most 64 KiB."""
 REQUEST_BYTES_MAX: Final = (1 << 32) - 1
 """The length field of a request without payload."""
 
 # Our limits
 OPTION_BYTES_MAX: Final = 64 << 10
 """A name of 4,096 bytes and a dozen queries of 4,096 fit; anything longer is no honest client."""
+CONTEXT_QUERIES_MAX: Final = 256
+"""In one option; a client asks for a few contexts. 16,000 empty ones would fit, and each costs time."""
 OPTIONS_MAX: Final = 64
 """Options of one handshake; QEMU sends 4, nbdinfo 9; nbdkit allows 32."""
 HANDSHAKE_SECONDS_MAX: Final = 10.0

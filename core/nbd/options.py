@@ -91,7 +91,7 @@ class InfoQuery:
         """Decode. Raises OptionRefused."""
         reader = _Reader(data)
         name = reader.text()
-        requests = frozenset([reader.u16() for _ in range(reader.u16())])
+        requests = frozenset(item for (item,) in _U16.iter_unpack(reader.take(_U16.size * reader.u16())))
         reader.end()
         return cls(name, requests)
 
@@ -141,7 +141,11 @@ class ContextQuery:
         """Decode. Raises OptionRefused."""
         reader = _Reader(data)
         name = reader.text()
-        queries = tuple([reader.text() for _ in range(reader.u32())])
+        count = reader.u32()
+        if count > nbd.CONTEXT_QUERIES_MAX and count * _U32.size <= len(data):
+            message = f"more than {nbd.CONTEXT_QUERIES_MAX} context queries"
+            raise OptionRefused(nbd.REP_ERR_TOO_BIG, message)
+        queries = tuple([reader.text() for _ in range(count)])
         reader.end()
         return cls(name, queries)
 

@@ -70,6 +70,11 @@ class ReceiveBuffer:
         self.first = self.end = 0
         self.target = None
 
+    def release(self) -> None:
+        """Give the memory back: the connection is gone, but who holds it may be found by the garbage collector only."""
+        self.discard()
+        self.view = memoryview(bytearray())
+
     def divert(self, target: memoryview) -> None:
         """Receive `target` in place: takes what is here already, the rest comes straight from the socket."""
         here = min(self.end - self.first, len(target))

@@ -32,7 +32,8 @@ class NbdServer:
     Args:
         exports: by name; entries may be added at any time, here or by `add_export`. Take one away with
             `remove_export`, which closes its connections.
-        connections_max: at once; further ones are closed unanswered.
+        connections_max: at once. One more takes the place of the oldest that has not ended its handshake; where all have,
+            it is closed unanswered.
         one_connection: accept one connection in the server's life, then stop listening (capture: QEMU would
             reconnect silently).
     """
@@ -48,7 +49,8 @@ class NbdServer:
         self._connections_max = connections_max
         self._one_connection = one_connection
         self._spent = False
-        self._connections: set[ServerConnection] = set()
+        self._connections: dict[ServerConnection, None] = {}
+        """In order of arrival."""
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[Path, int]] = []
 
@@ -148,16 +150,29 @@ class NbdServer:
             await asyncio.wait(gone, timeout=CLOSE_SECONDS_MAX)
 
     def _connection(self) -> ServerConnection:
-        return ServerConnection(self.exports, self._opened, self._connections.discard)
+        return ServerConnection(self.exports, self._opened, self._forget)
+
+    def _forget(self, connection: ServerConnection) -> None:
+        self._connections.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        """Drop the oldest connection that is still in its handshake: an honest one takes milliseconds for it."""
+        for connection in self._connections:
+            if connection.handler is None:
+                log.warning("nbd=idle_connection_dropped connections_max=%d", self._connections_max)
+                self._forget(connection)
+                connection.abort()
+                return True
+        return False
 
     def _opened(self, connection: ServerConnection) -> bool:
         if self._spent:
             log.warning("nbd=second_connection_refused")
             return False
-        if len(self._connections) >= self._connections_max:
+        if len(self._connections) >= self._connections_max and not self._make_room():
             log.warning("nbd=connection_refused connections_max=%d", self._connections_max)
             return False
-        self._connections.add(connection)
+        self._connections[connection] = None
         if self._one_connection:
             self._spent = True
             self._stop_listening()

@@ -43,6 +43,8 @@ def parse_uri(uri: str) -> NbdAddress:
         port = parts.port or NBD_PORT
     except ValueError as error:
         raise UsageError(f"bad NBD URI {uri!r}: {error}") from error
+    if "\0" in unquote(uri):
+        raise UsageError(f"bad NBD URI {uri!r}: it has a NUL")
     export = unquote(parts.path.removeprefix("/"))
     if parts.scheme == "nbd+unix":
         sockets = parse_qs(parts.query).get("socket", [])

@@ -218,11 +218,58 @@ async def test_200_idle_connections_are_100_and_end_after_the_deadline(here: Her
     idle = [await Raw.connect(here.folder / "s") for _ in range(200)]
     await until(lambda: server.connections == 100)
     endings = await asyncio.gather(*(raw.at_eof() for raw in idle))
-    assert sum(ending == b"" for ending in endings) == 100
-    assert sum(len(ending) == nbd.GREETING.size for ending in endings) == 100
+    assert {len(ending) for ending in endings} == {nbd.GREETING.size}
     assert server.connections == 0
     await (await Raw.serving(here.folder / "s")).close()
     await server.close()
+
+
+@on_both_loops
+async def test_200_idle_connections_do_not_keep_an_honest_client_out(here: Here) -> None:
+    """Half of them trickle; the deadline is far away, so the honest one is let in by nothing but its coming."""
+    here.monkeypatch.setattr(nbd, "HANDSHAKE_SECONDS_MAX", 600.0)
+    server = await listening(here)
+    server.add_export(MemoryExport(INFO))
+    path = here.folder / "s"
+    async with await NbdClient.connect(path=path, export="vol", timeout_seconds=10) as early:
+        idle = [await Raw.connect(path) for _ in range(200)]
+        for raw in idle[::2]:
+            raw.writer.write(HELLO[:2])
+        await until(lambda: server.connections == 100)
+        async with await NbdClient.connect(path=path, export="vol", timeout_seconds=10) as late:
+            await late.write(0, b"late")
+            assert await early.read(0, 4) == b"late"
+        for raw in idle:
+            await raw.close()
+    await until(lambda: server.connections == 0)
+
+
+@on_both_loops
+async def test_who_is_served_is_never_dropped_for_a_newcomer(here: Here) -> None:
+    server = await listening(here, connections_max=2)
+    server.add_export(MemoryExport(INFO))
+    path = here.folder / "s"
+    async with (
+        await NbdClient.connect(path=path, export="vol") as one,
+        await NbdClient.connect(path=path, export="vol") as two,
+    ):
+        with pytest.raises(UnavailableError):
+            await NbdClient.connect(path=path, export="vol", timeout_seconds=10)
+        await one.write(0, b"x")
+        assert await two.read(0, 1) == b"x"
+
+
+@on_both_loops
+async def test_a_peer_that_leaves_without_taking_its_answers_is_dropped(here: Here) -> None:
+    here.monkeypatch.setattr("rephub.core.nbd.connection.LINGER_SECONDS_MAX", 0.2)
+    server = await listening(here)
+    server.add_export(MemoryExport(INFO))
+    for end in (request(nbd.CMD_DISC, 99), request(nbd.CMD_FLUSH, 99, magic=7)):
+        raw = await Raw.serving(here.folder / "s")
+        raw.reader._transport.pause_reading()
+        raw.writer.write(request(nbd.CMD_READ, 1, 0, 512 << 10) + end)
+        await until(lambda: server.connections == 0)
+        await raw.close()
 
 
 @on_both_loops

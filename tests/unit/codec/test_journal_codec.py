@@ -237,3 +237,21 @@ def test_numbers_out_of_range_are_refused(numbers: tuple[int, int, int, int]) ->
 def test_an_encoder_needs_an_attachment(epoch: int, attachment_id: bytes) -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         WriteEncoder(epoch, attachment_id)
+
+
+TOO_LONG = {
+    "70 bits in 10 bytes": b"\xff" * 9 + b"\x7f",
+    "11 bytes": b"\x80" * 10 + b"\x01",
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+@pytest.mark.parametrize("record", [journal.Write, journal.Zero, journal.SyncStarted])
+def test_a_number_of_more_than_64_bits_is_refused_by_every_reader(record, case):
+    """fastavro cuts it to 64: two readers of one event disagreed."""
+    entry = REGISTRY.by_record(record)
+    body = TOO_LONG[case] + bytes(100)  # the epoch comes first
+    value = entry.prefix + crc32c(body, entry.prefix_crc).to_bytes(4, "big") + body
+    for read in (decode_journal, peek):
+        with pytest.raises(IntegrityError, match="64 bits"):
+            read(value)

@@ -16,7 +16,7 @@ from rephub.consumers.diskbox.position import load_position
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.view import View
 from rephub.consumers.diskbox.volume import BoxVolume, Wanted
-from rephub.core.errors import PointNotAvailableError, RequestError, StorageError
+from rephub.core.errors import IntegrityError, PointNotAvailableError, RequestError, StorageError
 from rephub.core.journal.memory import MemoryJournalStore
 from rephub.projections.points import resolve
 from rephub.projections.window import History, floor_target
@@ -237,6 +237,90 @@ async def test_poison_stops_and_a_full_resync_is_the_way_out(tmp_path) -> None:
     await site.settle()
     assert projector.applier.applied_offset == model.last
     assert await site.read(model.last) == model.image_at(model.last)
+    await site.kill()
+
+
+def rot(site: Site, offset: int) -> None:
+    value = bytearray(site.model.values[offset])
+    value[-1] ^= 1
+    site.store.corrupt("v", offset, bytes(value))
+
+
+async def test_a_record_that_rots_after_it_was_read_stops_the_volume(tmp_path) -> None:
+    """Found by the simulation, seed 107: it was left out when it was applied, and every later point was wrong."""
+    model = JournalModel()
+    model.protect(writes=30)
+    site = Site(tmp_path, model, History(86400, 1 << 30))
+    projector = await site.start()
+    await site.publish()
+    await site.settle()
+    rotten = model.last - 10
+    view = View(projector, model.last, None)
+    projector.pin("fot:x", rotten - 2)
+    rot(site, rotten)
+    projector.history = History(0, 1 << 30)
+    projector.changed.notify()
+    await site.settle()
+    projector.unpin("fot:x")
+    await projector.changed.wait_for(lambda: projector.poison is not None, WAIT, "poison")
+    assert projector.timeline.latest_offset() == rotten - 1
+    assert await site.read(rotten - 1) == model.image_at(rotten - 1)
+    with pytest.raises(RequestError):
+        await view.read(0, model.size)
+    with pytest.raises(PointNotAvailableError):
+        resolve(projector.timeline, "offset", str(rotten))
+    assert [entry[:3] for entry in site.told] == [("stopped", "v", rotten)]
+    model.start_epoch("resync")
+    closed = model.sync()
+    model.some_writes(3)
+    await site.publish()
+    await site.settle()
+    assert projector.stopped is None
+    assert projector.timeline.earliest_offset() >= closed
+    assert await site.read(model.last) == model.image_at(model.last)
+    assert projector.applier.applied_offset == model.last
+    await site.kill()
+
+
+async def test_rot_below_a_full_sync_costs_only_the_points_before_it(tmp_path) -> None:
+    """The volume goes on: nothing after the sync depends on what is lost."""
+    model = JournalModel()
+    model.protect(writes=10)
+    rotten = model.last - 3
+    model.start_epoch("again")
+    closed = model.sync()
+    model.some_writes(10)
+    site = Site(tmp_path, model, History(86400, 1 << 30))
+    projector = await site.start()
+    await site.publish()
+    await site.settle()
+    rot(site, rotten)
+    projector.pin("fot:x", rotten - 1)
+    projector.history = History(0, 1 << 30)
+    projector.changed.notify()
+    await site.settle()
+    projector.unpin("fot:x")
+    await projector.changed.wait_for(
+        lambda: projector.applier.applied_offset == model.last, WAIT, "applying all"
+    )
+    assert projector.stopped is None
+    assert projector.floor_offset >= closed
+    assert await site.read(model.last) == model.image_at(model.last)
+    await site.kill()
+
+
+async def test_a_promotion_does_not_leave_a_rotten_record_out(tmp_path) -> None:
+    model = JournalModel()
+    model.protect(writes=10)
+    site = Site(tmp_path, model, History(86400, 1 << 30))
+    projector = await site.start()
+    await site.publish()
+    await site.settle()
+    rot(site, model.last - 3)
+    with pytest.raises(IntegrityError):
+        await projector.apply_exactly(model.last, WAIT)
+    assert projector.applier.applied_offset < model.last - 3
+    projector.thaw()
     await site.kill()
 
 

@@ -116,6 +116,44 @@ REFUSALS = [
 ]
 
 
+IMPOSSIBLE = {
+    "a minimum block beyond 64 KiB": reply(
+        GO, nbd.REP_INFO, struct.pack(">HIII", 3, 1 << 26, 1 << 26, 1 << 27)
+    ),
+    "a minimum block of 2**31": reply(
+        GO, nbd.REP_INFO, struct.pack(">HIII", 3, 1 << 31, 1 << 31, (1 << 32) - 1)
+    ),
+    "a size of 2**63": reply(GO, nbd.REP_INFO, struct.pack(">HQH", 0, 1 << 63, 1)),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_an_offer_that_cannot_be_is_refused(case):
+    """With a minimum of 64 MiB nothing was left of the maximum, and each read and write failed with a ValueError."""
+    with pytest.raises(ProtocolError):
+        shake(START + reply(SET, nbd.REP_ACK) + EXPORT_INFO + IMPOSSIBLE[case] + reply(GO, nbd.REP_ACK))
+
+
+def test_export_name_with_a_size_of_2_to_the_63_is_refused():
+    refused = reply(STRUCT, nbd.REP_ERR_UNSUP) + reply(GO, nbd.REP_ERR_UNSUP)
+    with pytest.raises(ProtocolError, match="bytes"):
+        shake(GREETING + refused + struct.pack(">QH", 1 << 63, 1))
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [
+        [b"\0\0\0\1qemu:other"],
+        [b"\0\0\0\1base:allocation", b"\0\0\0\2base:allocation"],
+        [b"\0\0\0\1base:allocation", b"\0\0\0\1qemu:b"],
+    ],
+)
+def test_contexts_that_were_not_asked_for_or_share_a_number_are_refused(contexts):
+    given = b"".join(reply(SET, nbd.REP_META_CONTEXT, context) for context in contexts)
+    with pytest.raises(ProtocolError, match="not asked for"):
+        shake(START + given + reply(SET, nbd.REP_ACK), contexts=("base:allocation", "qemu:b"))
+
+
 @pytest.mark.parametrize("case", range(len(REFUSALS)))
 def test_a_server_that_refuses_or_is_none(case):
     data, expected = REFUSALS[case]
@@ -231,6 +269,15 @@ def test_block_status_of_two_contexts(count):
     assert pending.extents[2] == [(4, n & 1) for n in range(count)]
 
 
+def test_of_a_huge_block_status_1_mib_is_looked_at():
+    """16 MiB of descriptors would be 2 million tuples; the client asks again for the rest."""
+    talk = Talk()
+    pending = talk.client.request(nbd.CMD_BLOCK_STATUS, 0, 1 << 30)
+    extents = struct.pack(">IIII", 512, 0, 512, 3) * (1 << 19)
+    assert talk.hear(chunk(nbd.REPLY_BLOCK_STATUS, 1, struct.pack(">I", 1) + extents)) == [pending]
+    assert len(pending.extents[1]) == 131_072
+
+
 WRONG = {
     "magic": bytes(32),
     "nobody asked (simple)": simple(9),
@@ -256,6 +303,7 @@ WRONG = {
     "status cut": chunk(nbd.REPLY_BLOCK_STATUS, 3, struct.pack(">II", 1, 100)),
     "status without extents": chunk(nbd.REPLY_BLOCK_STATUS, 3, struct.pack(">I", 1)),
     "status with an empty extent": chunk(nbd.REPLY_BLOCK_STATUS, 3, struct.pack(">III", 1, 0, 0)),
+    "context that was not selected": chunk(nbd.REPLY_BLOCK_STATUS, 3, struct.pack(">III", 9, 9, 0)),
     "context twice": chunk(nbd.REPLY_BLOCK_STATUS, 3, struct.pack(">III", 1, 9, 0), last=False) * 2,
     "error cut": chunk(nbd.REPLY_ERROR, 1, b"12345"),
     "error of 0": chunk(nbd.REPLY_ERROR, 1, struct.pack(">IH", 0, 0)),

@@ -60,6 +60,8 @@ def test_uris_as_the_contract_has_them():
         "nbd://h:x/",
         "nbd+unix://h/x?socket=/a",
         "file:///x",
+        "nbd+unix:///x?socket=/run/a%00b",
+        "nbd://host/a%00b",
     ],
 )
 def test_uris_that_are_refused(uri):

@@ -164,6 +164,7 @@ BAD_OPTIONS = {
     "not UTF-8": (option(nbd.OPT_GO, b"\0\0\0\1\xff\0\0"), nbd.REP_ERR_INVALID),
     "context query cut": (option(nbd.OPT_SET_META_CONTEXT, b"\0\0\0\1a\0\0\0\1"), nbd.REP_ERR_INVALID),
     "2**32-1 queries": (option(nbd.OPT_SET_META_CONTEXT, b"\0\0\0\1a\xff\xff\xff\xff"), nbd.REP_ERR_INVALID),
+    "257 queries": (set_context("a", *["base:allocation"] * 257), nbd.REP_ERR_TOO_BIG),
     "context query too long": (set_context("a", "q" * 4097), nbd.REP_ERR_TOO_BIG),
     "64 KiB of rubbish": (option(nbd.OPT_GO, b"\1" * 65536), nbd.REP_ERR_INVALID),
 }
