@@ -16,6 +16,7 @@ FUZZ ?=
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
 	tests/integration/test_pause.py tests/integration/test_dirty_lines.py tests/integration/test_discovery.py \
+	tests/integration/test_fencing.py tests/integration/test_recovery_of_faults.py \
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help

@@ -176,7 +176,7 @@ class Rig:
     async def protect(self, volume: str, qmp: Path | str, node: str, size_bytes: int, **options: Any) -> None:
         """What hub and diskbox do for a protect; returns at once."""
         await self.journals.admin().create(volume)
-        defaults = {"group": volume, "ack": "async", "overload": "throttle"}
+        defaults = {"group": volume, "ack": "async", "overload": "throttle", "diskbox": "box"}
         await self.tell(
             ev.StartProtect,
             volume=volume,
@@ -185,7 +185,6 @@ class Rig:
             history_seconds=3600,
             history_bytes=1 << 30,
             agent=self.agent,
-            diskbox="box",
             size_bytes=size_bytes,
             **(defaults | options),
         )

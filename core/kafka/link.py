@@ -86,6 +86,8 @@ class KafkaLink:
     ) -> None:
         self.sends = 0
         """Requests handed to a connection so far, each try counted."""
+        self.connections = 0
+        """Made so far: after another one, the broker may be another one too, or one that has lost something."""
         self.killed = False
         self._address = address
         self._topic = topic
@@ -185,6 +187,7 @@ class KafkaLink:
                     abort(conn)
                     raise kafka_errors.KafkaConnectionError("given up")
                 self._conn = conn
+                self.connections += 1
         return self._conn
 
     async def _connect(self) -> Any:

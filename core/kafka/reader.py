@@ -3,6 +3,10 @@
 Why not `AIOKafkaConsumer`: its fetcher is one more loop between us and the answer, a seek for a single record
 throws away what was prefetched, and it makes a `ConsumerRecord` of fourteen fields from each record.
 Kafka's crc is not looked at: every record carries its own (`core/codec`).
+
+A broker that lost the end of its log gives the lost offsets to what comes next. It was restarted for that, or another
+one leads: so the first answer on each connection counts only once the newest record that this reader has given out was
+found unchanged. All before it is unchanged then, because a log loses its end.
 """
 
 from __future__ import annotations
@@ -54,6 +58,10 @@ class PartitionReader:
         self._topic = topic
         self._request_seconds = request_seconds
         self._link = KafkaLink(address, topic)
+        self._newest: StoredRecord | None = None
+        """Of those given out."""
+        self._checked: dict[KafkaLink, int] = {}
+        """The connection of each link on which `_newest` was found, or that is as old as it."""
 
     async def start(self) -> None:
         """Connect. Raises UnavailableError or NotFoundError."""
@@ -80,7 +88,7 @@ class PartitionReader:
         deadline = self._deadline()
         while True:
             try:
-                records = await self._fetch(self._link, offset, bytes_max, 0.0, deadline)
+                records = await self._checked_fetch(self._link, offset, bytes_max, 0.0, deadline)
             except _OutOfRangeError:
                 raise await self._not_in_log(offset) from None
             if records:
@@ -103,7 +111,8 @@ class PartitionReader:
 
         def ask(offset: int) -> asyncio.Task[list[StoredRecord]]:
             return asyncio.create_task(
-                self._fetch(link, offset, bytes_max, TAIL_WAIT_SECONDS, math.inf), name=f"tail {self._topic}"
+                self._checked_fetch(link, offset, bytes_max, TAIL_WAIT_SECONDS, math.inf),
+                name=f"tail {self._topic}",
             )
 
         at = first_offset
@@ -120,6 +129,7 @@ class PartitionReader:
             raise await self._not_in_log(at) from None
         finally:
             link.kill()
+            self._checked.pop(link, None)
             answer.cancel()
             await asyncio.wait({answer})
             if not answer.cancelled():
@@ -133,7 +143,7 @@ class PartitionReader:
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._request_seconds
 
-    async def _offset(self, which: int) -> int:
+    async def _offset(self, which: int, link: KafkaLink | None = None, deadline: float | None = None) -> int:
         def handle(response: Any) -> int:
             _, code, _, offset = response.topics[0][1][0]
             if code:
@@ -142,7 +152,49 @@ class PartitionReader:
             return int(offset)
 
         request = OffsetRequest(-1, READ_UNCOMMITTED, [(self._topic, [(0, which)])])
-        return await self._link.call(request, handle, self._deadline())
+        return await (link or self._link).call(request, handle, deadline or self._deadline())
+
+    async def _checked_fetch(
+        self, link: KafkaLink, offset: int, bytes_max: int, wait_seconds: float, deadline: float
+    ) -> list[StoredRecord]:
+        """One answer of the log that was read before. Raises IntegrityError: it is not; _OutOfRangeError."""
+        while True:
+            records = await self._fetch(link, offset, bytes_max, wait_seconds, deadline)
+            connection, newest = link.connections, self._newest
+            if newest is not None and self._checked.get(link) != connection:
+                await self._check_still_there(link, newest, deadline)
+            if link.connections == connection:
+                break
+        self._checked[link] = connection
+        if records and (self._newest is None or records[-1].journal_offset > self._newest.journal_offset):
+            self._newest = records[-1]
+        return records
+
+    async def _check_still_there(self, link: KafkaLink, known: StoredRecord, deadline: float) -> None:
+        """Raise IntegrityError unless the log holds the record, or it was deleted from its start."""
+        offset = known.journal_offset
+        while True:
+            try:
+                found = await self._fetch(link, offset, 1, 0.0, deadline)
+            except _OutOfRangeError:
+                found = []
+            if found:
+                break
+            first_offset = await self._offset(EARLIEST, link, deadline)
+            if offset < first_offset:
+                return
+            next_offset = await self._offset(LATEST, link, deadline)
+            if offset >= next_offset:
+                raise IntegrityError(
+                    f"{self._topic} lost its end: it holds [{first_offset}, {next_offset}), and {offset} was read before",
+                    first_offset=first_offset,
+                    next_offset=next_offset,
+                )
+        if found[0] != known:
+            raise IntegrityError(
+                f"{self._topic} lost its end: at offset {offset} is another record now than was read before",
+                journal_offset=offset,
+            )
 
     async def _fetch(
         self, link: KafkaLink, offset: int, bytes_max: int, wait_seconds: float, deadline: float
