@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from rephub.agent import attach, source
 from rephub.agent.grip import Grip, drain
 from rephub.agent.vm import Vm
 from rephub.core.errors import ConflictError
-
-NEVER = sys.maxsize
-"""A `seq` that is not acked: no record is dropped."""
 
 
 class Rotation:
@@ -45,7 +41,6 @@ class Rotation:
             # Once more: on an iothread, writes may come between the transaction's own drain and its actions.
             await drain(vm)
             # A mirror that somebody ended brought us nothing since: what the records hold is not in the queue.
-            grip.memory.rotated(NEVER)
             await attach.check_job(vm, grip.names.job)
         turn = await grip.call("turn")
         grip.memory.rotated(turn["received_seq"])
