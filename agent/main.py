@@ -9,6 +9,7 @@ import signal
 
 import uvloop
 
+from rephub.agent.rival import check_alone
 from rephub.agent.service import Agent
 from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.config import Settings
@@ -44,6 +45,11 @@ async def _serve(settings: Settings) -> None:
     control = KafkaControlLog(settings.kafka.bootstrap)
     journals = KafkaJournalStore(settings.kafka.bootstrap, JOURNAL_CONFIG)
     bitmaps = RedisBitmapStore(settings.redis.url)
+    try:
+        await check_alone(bitmaps, settings.agent.id)
+    except BaseException:
+        await bitmaps.close()
+        raise
     agent = Agent(settings, control, journals, bitmaps)
     await agent.start()
     try:

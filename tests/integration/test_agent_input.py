@@ -97,6 +97,20 @@ async def test_probe_announces_all_volumes(rig: Rig, qsd: StorageDaemon) -> None
     assert await asyncio.to_thread(qsd.query, "query-block-jobs") == []
 
 
+async def test_a_second_process_of_one_agent_id_ends(rig: Rig, short_dir: Path) -> None:
+    """It would report the first one's attachments as lost."""
+    folder = short_dir / "second"
+    folder.mkdir()
+    second = Rig(folder, rig.bootstrap, rig.redis_url)
+    second.agent = rig.agent
+    second.launch()
+    assert second.process is not None
+    assert await asyncio.to_thread(second.process.wait, 30) != 0
+    assert f"agent {rig.agent} runs already" in second.tail()
+    assert rig.ready()
+    await second.close()
+
+
 async def test_monitors_that_are_none(rig: Rig, qsd: StorageDaemon, short_dir: Path) -> None:
     missing = await refused(rig, short_dir / "none", "disk0")
     assert isinstance(missing, NotFoundError)
