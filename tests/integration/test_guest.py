@@ -61,7 +61,10 @@ def guest(folder: Path) -> Iterator[Any]:
 
 
 def _count(vm: Any) -> int:
-    return int(vm.run("cat /tmp/count"))
+    """How often the guest has written; its shell empties the file before each number."""
+    while not (shown := vm.run("cat /tmp/count").strip()):
+        pass
+    return int(shown)
 
 
 def _needs_recovery(stack: Stack, folder: Path, checkpoint: str, volume: str) -> bool:
