@@ -113,7 +113,10 @@ def fsck(uri: str, folder: Path) -> None:
 
 def count(guest: Guest) -> int:
     """How many entries the load has written."""
-    return int(guest.run("cat /tmp/count"))
+    # The guest's shell empties the file before it writes the next number.
+    while not (shown := guest.run("cat /tmp/count").strip()):
+        pass
+    return int(shown)
 
 
 def drive(where: str) -> list[str]:
