@@ -37,6 +37,9 @@ from rephub.schemas import commands as cmd
 APP_ID = "rephub-hub"
 """Also the consumer group: one hub at a time works for a Kafka."""
 
+REFRESH_SECONDS = 0.5
+"""How long a page waits for the log's head; `rephub status` waits 1.5 s for the page."""
+
 SESSION_SECONDS = 10.0
 REBALANCE_SECONDS = 10.0
 """Longest waits of Kafka for a member that is gone. They hardly ever come: all hubs join as the same static member
@@ -142,8 +145,11 @@ class HubApp(faust.App):
         return document | (self.hub.status() if self.hub else {})
 
     async def serve_catalogue(self, _request: web.Request) -> web.Response:
-        """`/api/catalogue`: all that the hub knows."""
-        return document_response(self.hub.catalogue.summary() if self.hub else {})
+        """`/api/catalogue`: all that the hub knows, up to the log's head if that answers."""
+        if self.hub is None:
+            return document_response({})
+        await self.hub.refresh(REFRESH_SECONDS)
+        return document_response(self.hub.catalogue.summary())
 
 
 def build(settings: Settings) -> HubApp:

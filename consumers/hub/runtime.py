@@ -189,6 +189,16 @@ class Hub:
                 self.commands += 1
             await self._react()
 
+    async def refresh(self, seconds: float) -> None:
+        """Fold what is in the log by now, if that is done in time: who has seen an event finds it in the catalogue.
+
+        Args:
+            seconds: after which the catalogue is as good as it gets: the log is away, or a command is at work.
+        """
+        with contextlib.suppress(TimeoutError, UnavailableError, IndeterminateError):
+            async with asyncio.timeout(seconds), self._lock:
+                await self._catch_up()
+
     async def react_for_ever(self) -> None:
         """Write what is due, after each change and each tick; keep the snapshot. Runs until cancelled."""
         saved_at = 0.0
