@@ -342,13 +342,13 @@ class Attachment:
                 f"volume {self.spec.volume} has {client.size_bytes} bytes and not {size_bytes}",
                 hint="its size changed while it was attached; it is attached anew",
             )
-        extents = await known.extents(client, size_bytes)
+        extents = await known.extents(client, size_bytes, self.spec.cursor_bytes)
         return Sync(
             client,
             size_bytes,
             extents,
             mode=known.mode if extents is not None else "full",
-            cursor_bytes=known.cursor_bytes if extents is not None else 0,
+            cursor_bytes=self.spec.cursor_bytes if extents is not None else 0,
             queue=self.queue,
             dirty=self.dirty,
             pace=self._pace,

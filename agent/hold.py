@@ -100,7 +100,6 @@ class Hold(Grip):
                 mode=memory.mode,
                 bitmaps=memory.shown,
                 regions=sorted(memory.marked) if memory.relies else [],
-                cursor_bytes=memory.cursor_bytes,
             )
         except RephubError:
             self.held.sync_begun = False

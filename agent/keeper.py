@@ -44,6 +44,7 @@ ROTATE_LOOK_SECONDS = 5.0
 """How often a volume is looked at that nothing else happens to."""
 
 ROTATE_RPO_SECONDS = 1.0
+"""A volume whose acks are later than that is not rotated: the guest would wait for them."""
 
 UNDISTURBING = (Action.NONE, Action.RECONNECT, Action.PACE, Action.ROTATE)
 """A comparison goes on beside these."""
@@ -365,7 +366,6 @@ class Keeper:
             return False
         figures = worker.figures.get(self.name) or {}
         if figures.get("rpo_seconds", 0.0) > ROTATE_RPO_SECONDS:
-            # Kafka is slow: the command would make the guest wait for it.
             return False
         return hold.rotation.is_due(
             figures.get("acked_offset", -1), self._parts.settings.agent.rotate_seconds

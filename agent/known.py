@@ -20,11 +20,14 @@ class Known:
     """Copy and guard that the source shows (see `bitmaps.py`)."""
     regions: list[int] = field(default_factory=list)
     """Marked in Redis."""
-    cursor_bytes: int = 0
-    """Continued: what lies below was synced, and acked."""
 
-    async def extents(self, source: BitmapSource, size_bytes: int) -> list[Extent] | None:
+    async def extents(self, source: BitmapSource, size_bytes: int, cursor_bytes: int) -> list[Extent] | None:
         """What is to be copied; None: everything, also where the source does not show the bitmaps.
+
+        Args:
+            source: export of the volume.
+            size_bytes: of the volume.
+            cursor_bytes: what a continued sync finds synced, and acked, lies below.
 
         Raises:
             UnavailableError, ProtocolError, RequestError: they cannot be read.
@@ -36,5 +39,5 @@ class Known:
             return None
         dirty += [(region * REGION_BYTES, REGION_BYTES) for region in self.regions]
         if self.mode == "continued":
-            dirty.append((self.cursor_bytes, max(0, size_bytes - self.cursor_bytes)))
+            dirty.append((cursor_bytes, max(0, size_bytes - cursor_bytes)))
         return union(dirty, size_bytes)

@@ -22,7 +22,7 @@ from rephub.core.errors import QemuError, RephubError, UnavailableError
 from rephub.core.journal.port import JournalStore
 from rephub.projections.catalogue import Volume
 
-ESTABLISHING = ("full", "continued")
+RESUMABLE = ("full", "continued")
 """Modes of sync that go through the whole volume in order, so that the next attachment can go on."""
 
 EPOCHS_MARKED = 16
@@ -44,7 +44,7 @@ def decide(volume: Volume, fault: str, cursor_bytes: int) -> tuple[str, str]:
         before had not reached, `compare` compares both sides and copies what differs, `full` copies everything.
     """
     known = volume.bitmap
-    interrupted = bool(known) and not known["based"] and volume.sync_mode in ESTABLISHING
+    interrupted = bool(known) and not known["based"] and volume.sync_mode in RESUMABLE
     if volume.to_compare:
         return "compare", ""
     if volume.stopped:

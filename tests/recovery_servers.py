@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
+
+from services import cannot
 
 
 class NbdProcess:
@@ -59,6 +62,8 @@ def qemu_nbd(folder: Path, disk: Path, *options: str) -> NbdProcess:
 
 def nbdkit(folder: Path, disk: Path, *options: str, settings: tuple[str, ...] = ()) -> NbdProcess:
     """nbdkit on a raw file, with filters as options and their settings."""
+    if shutil.which("nbdkit") is None:
+        cannot("nbdkit is not installed")
     where = folder / "nk"
     command = ["nbdkit", "--foreground", "--exit-with-parent", "--unix=SOCKET", *options]
     return NbdProcess(where, *command, "file", str(disk), *settings, uri=f"nbd+unix:///?socket={where}")

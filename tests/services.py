@@ -94,6 +94,13 @@ def missing_required(services: dict[str, Service]) -> str:
     )
 
 
+def cannot(reason: str) -> None:
+    """End a test that needs what this machine forbids: a skip, or with REQUIRE a failure."""
+    if required():
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def needs(services: dict[str, Service], item: pytest.Item) -> str:
     """Why a test cannot run here; empty if it can."""
     return "; ".join(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from rephub.consumers.diskbox.recovery import RawFile, create_raw_file
 from rephub.consumers.diskbox.recovery_device import BlockDevice, check_device, device_identity, open_device
 from rephub.consumers.diskbox.recovery_nbd import NbdVolume
 from rephub.core.errors import ConflictError, NotFoundError, StorageError
-
-needs_nbdkit = pytest.mark.skipif(shutil.which("nbdkit") is None, reason="nbdkit is not installed")
+from services import cannot
 
 
 @pytest.fixture
@@ -71,7 +69,6 @@ class TestStorageDaemon(NbdCases):
         return storage_daemon(short_dir, disk)
 
 
-@needs_nbdkit
 class TestNbdkitOfWholeSectors(NbdCases):
     """A server that refuses what is not a multiple of 512, as one with O_DIRECT does."""
 
@@ -81,7 +78,6 @@ class TestNbdkitOfWholeSectors(NbdCases):
         return nbdkit(short_dir, disk, "--filter=blocksize-policy", settings=policy)
 
 
-@needs_nbdkit
 class TestNbdkitWithout(NbdCases):
     """A server without write zeroes and without block status."""
 
@@ -97,7 +93,7 @@ class TestNbdkitWithout(NbdCases):
 def device(disk: Path) -> Iterator[Path]:
     found = attach_loop(disk)
     if found is None:
-        pytest.skip("losetup gives no loop device here")
+        cannot("losetup gives no loop device here")
     yield found
     detach_loop(found)
 

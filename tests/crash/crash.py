@@ -208,7 +208,7 @@ class Crash:
 
     def _fot_opened(self, guest: Guest) -> None:
         """A test of a point, written to, that stays open all the time."""
-        time.sleep(1.0)
+        self.stack.wait_until("the guest writes", lambda: guest.requests)
         fot = self.stack.run("fot", "start", VOLUME, "--latest")
         load = Load(fot["uri"])
         load("write", start=4096, length=4096, seed=self.seed)

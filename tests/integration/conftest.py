@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from qsd import StorageDaemon
 from stack import Stack
 
 
@@ -47,3 +48,17 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="rh-"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def daemons(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[Callable[..., StorageDaemon]]:
+    """Make a storage daemon with one disk, of the module's SIZE unless said; called again, on the same disk."""
+    started: list[StorageDaemon] = []
+
+    def start(driver: str = "raw", size: int | None = None) -> StorageDaemon:
+        started.append(StorageDaemon(short_dir / "q", [size or request.module.SIZE], driver=driver))
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.stop()

@@ -14,6 +14,7 @@ from processes import freeze, thaw
 from qsd import Load, StorageDaemon
 from rephub.infra.kafka.broker import Broker
 from rephub.schemas import events as ev
+from services import cannot
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(240)]
 
@@ -26,7 +27,7 @@ SECONDS = 90.0
 
 @pytest.fixture
 def small_disk(short_dir: Path) -> Iterator[Path]:
-    """A file system of ROOM_BYTES; skips where none can be mounted."""
+    """A file system of ROOM_BYTES."""
     room = short_dir / "room"
     room.mkdir()
     mounted = subprocess.run(
@@ -35,7 +36,7 @@ def small_disk(short_dir: Path) -> Iterator[Path]:
         capture_output=True,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+        cannot(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     yield room
     subprocess.run(["umount", "-l", str(room)], check=True)
 

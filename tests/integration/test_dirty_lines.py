@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_rig import Rig, fresh
+from protected_disk import ProtectedDisk
 from qsd import Load, StorageDaemon
 from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.names import ack_key, dirty_key
 from rephub.schemas import events as ev
-from rephub.schemas import journal as jr
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu]
 
@@ -39,50 +39,16 @@ async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]
         await rig.close()
 
 
-@pytest.fixture
-def daemons(short_dir: Path) -> Iterator[Callable[..., StorageDaemon]]:
-    """Make a storage daemon with one disk; called again, on the same disk."""
-    started: list[StorageDaemon] = []
-
-    def start(driver: str = "raw", size: int = SIZE) -> StorageDaemon:
-        started.append(StorageDaemon(short_dir / "q", [size], driver=driver))
-        return started[-1]
-
-    yield start
-    for daemon in started:
-        daemon.stop()
-
-
-class Site:
+class Site(ProtectedDisk):
     """One protected volume and its guest."""
 
     def __init__(self, rig: Rig, qsd: StorageDaemon, size: int = SIZE) -> None:
-        self.rig, self.qsd, self.name, self.size = rig, qsd, fresh(), size
+        super().__init__(rig, qsd, size)
 
     async def protect(self) -> None:
         self.write(0, 20 * MIB, 1)
-        await self.rig.protect(self.name, self.qsd.qmp, "disk0", self.size)
-        await self.settled()
-
-    async def settled(self) -> None:
-        """Protected, and QEMU's NBD server given back: the chain is a new one."""
-        await self.rig.protected(self.name)
-        base = self.rig.of(ev.FilterAttached, self.name)[-1].bitmap
-        await self.rig.until(
-            "records", lambda: len(self.bitmaps()) == 3 and sum(base in name for name in self.bitmaps()) == 2
-        )
-
-    def write(self, start: int, length: int, seed: int) -> None:
-        load = Load(self.qsd.uri())
-        load("write", start=start, length=length, seed=seed)
-        # Or a QEMU that is killed loses what it noted in its own memory alone.
-        load("flush")
-        load.close()
-
-    def bitmaps(self) -> list[str]:
-        nodes = self.qsd.execute("query-named-block-nodes", flat=True)["return"]
-        (node,) = [node for node in nodes if node["node-name"] == "disk0"]
-        return sorted(bitmap["name"] for bitmap in node.get("dirty-bitmaps", []) if "name" in bitmap)
+        await super().protect()
+        await self.tidied()
 
     async def acked(self) -> None:
         """All that was written is in the journal, and no mark is left."""
@@ -92,26 +58,16 @@ class Site:
         await self.rig.until("no marks", lambda: status(self.name)["dirty_bytes"] == 0)
 
     async def again(self, epoch: int) -> tuple[ev.VolumeSyncStarted, int]:
-        """Wait until it is protected in the epoch; the sync, and how many bytes of data it journaled."""
+        """Wait until it is protected in the epoch, and whole; as `last_sync`."""
         attached = self.rig.of
         await self.rig.until(
             f"epoch {epoch}", lambda: attached(ev.FilterAttached, self.name)[-1].epoch == epoch
         )
-        await self.settled()
-        started = self.rig.of(ev.VolumeSyncStarted, self.name)[-1]
-        records = [record for _, record in await self.rig.records(self.name) if record.epoch == epoch]
-        (sync,) = [record for record in records if isinstance(record, jr.SyncStarted)]
-        assert sync.mode == started.mode
-        moved = sum(len(record.data) for record in records if isinstance(record, jr.SyncData))
+        await self.tidied()
+        sync = await self.last_sync()
+        assert sync[0].epoch == epoch
         await self.same()
-        return started, moved
-
-    async def same(self) -> None:
-        """The journal's replay equals the disk as QEMU shows it."""
-        offset = (await self.rig.checkpoint(fresh("c"), self.name))[self.name]
-        image, state = await self.rig.replay(self.name, self.size, offset)
-        assert state.gap_first_offset is None
-        assert image == self.qsd.content()
+        return sync
 
     def restart_agent(self) -> None:
         self.rig.kill()
@@ -164,7 +120,7 @@ async def test_nothing_is_missing_when_the_agent_dies_under_load_again_and_again
     answer = await asyncio.to_thread(load.receive)
     load.close()
     assert "error" not in answer, "a guest error"
-    await site.settled()
+    await site.tidied()
     modes = [event.mode for event in rig.of(ev.VolumeSyncStarted, site.name)]
     assert modes[0] == "full"
     assert set(modes[1:]) == {"delta"}

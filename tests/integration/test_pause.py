@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_rig import Rig, fresh
+from agent_rig import Rig
+from protected_disk import ProtectedDisk
 from qsd import Load, StorageDaemon
 from rephub.core.errors import from_json
 from rephub.schemas import events as ev
@@ -33,34 +34,11 @@ async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]
         await rig.close()
 
 
-@pytest.fixture
-def daemons(short_dir: Path) -> Iterator[Callable[..., StorageDaemon]]:
-    """Make a storage daemon with one disk; called again, on the same disk."""
-    started: list[StorageDaemon] = []
-
-    def start(driver: str = "raw", size: int = SIZE) -> StorageDaemon:
-        started.append(StorageDaemon(short_dir / "q", [size], driver=driver))
-        return started[-1]
-
-    yield start
-    for daemon in started:
-        daemon.stop()
-
-
-class Site:
+class Site(ProtectedDisk):
     """One protected volume, and a hub that pauses and resumes it."""
 
     def __init__(self, rig: Rig, qsd: StorageDaemon, size: int = SIZE) -> None:
-        self.rig, self.qsd, self.name, self.size = rig, qsd, fresh(), size
-
-    async def protect(self) -> None:
-        await self.rig.protect(self.name, self.qsd.qmp, "disk0", self.size)
-        await self.rig.protected(self.name)
-
-    def write(self, start: int, length: int, seed: int) -> None:
-        load = Load(self.qsd.uri())
-        load("write", start=start, length=length, seed=seed)
-        load.close()
+        super().__init__(rig, qsd, size)
 
     async def pause(self) -> ev.VolumePaused | ev.PauseFailed:
         before = len(self._answers())
@@ -74,42 +52,10 @@ class Site:
         return sorted(both, key=lambda event: event.at)
 
     async def resume(self) -> tuple[ev.VolumeSyncStarted, int]:
-        """Resume and wait until protected; the sync that was made, and how many bytes of data it journaled."""
+        """Resume and wait until protected; as `last_sync`."""
         await self.rig.tell(ev.ResumeRequested, volume=self.name)
-        await self.rig.protected(self.name)
-        await self.rig.until("tidy", self.is_tidy)
-        started = self.rig.of(ev.VolumeSyncStarted, self.name)[-1]
-        records = [record for _, record in await self.rig.records(self.name)]
-        (sync,) = [
-            record
-            for record in records
-            if isinstance(record, jr.SyncStarted) and record.epoch == started.epoch
-        ]
-        assert (sync.mode, sync.total_bytes) == (started.mode, started.total_bytes)
-        moved = sum(
-            len(record.data)
-            for record in records
-            if isinstance(record, jr.SyncData) and record.epoch == started.epoch
-        )
-        return started, moved
-
-    def is_tidy(self) -> bool:
-        """Two records and a guard, of the newest attachment."""
-        base = self.rig.of(ev.FilterAttached, self.name)[-1].bitmap
-        return len(self.bitmaps()) == 3 and sum(base in name for name in self.bitmaps()) == 2
-
-    def bitmaps(self) -> list[str]:
-        nodes = self.qsd.execute("query-named-block-nodes", flat=True)["return"]
-        (node,) = [node for node in nodes if node["node-name"] == "disk0"]
-        return sorted(bitmap["name"] for bitmap in node.get("dirty-bitmaps", []) if "name" in bitmap)
-
-    async def same(self) -> bytes:
-        """The journal's replay equals the disk as QEMU shows it."""
-        offset = (await self.rig.checkpoint(fresh("c"), self.name))[self.name]
-        image, state = await self.rig.replay(self.name, self.size, offset)
-        assert state.gap_first_offset is None
-        assert image == self.qsd.content()
-        return image
+        await self.tidied()
+        return await self.last_sync()
 
     def reason(self) -> str:
         """Why the newest epoch began, as the journal has it."""
@@ -275,4 +221,4 @@ async def test_an_agent_that_holds_nothing_refuses_a_pause(
     assert "not captured completely" in from_json(failed.error).message
     await rig.until("second epoch", lambda: len(rig.of(ev.FilterAttached, site.name)) == 2)
     await rig.protected(site.name)
-    await rig.until("tidy", site.is_tidy)
+    await site.tidied()
