@@ -157,17 +157,29 @@ class Machine:
         arguments += ["-device", "virtio-blk-pci,drive=data,id=vd0"]
         with (folder / "qemu.log").open("ab") as log:
             self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        while not (self.qmp.exists() and self.admin.exists()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((folder / "qemu.log").read_text())
-            time.sleep(0.01)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(30)
-        self._socket.connect(str(self.admin))
+        self._socket = self._connect(folder / "qemu.log")
         self._lines = self._socket.makefile("rw")
         self._lines.readline()
         self("qmp_capabilities")
+
+    def _connect(self, log: Path) -> socket.socket:
+        """Once both monitors are there; a socket's file is there a moment before somebody listens on it."""
+        deadline = time.monotonic() + 20
+        while True:
+            monitor = socket.socket(socket.AF_UNIX)
+            monitor.settimeout(30)
+            try:
+                if self.qmp.exists():
+                    monitor.connect(str(self.admin))
+                    return monitor
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+            monitor.close()
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait()
+                raise RuntimeError(log.read_text())
+            time.sleep(0.01)
 
     def __call__(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command."""

@@ -36,7 +36,7 @@ VALUES = {
     "string": st.text(max_size=10),
     "boolean": st.booleans(),
     "bytes": st.binary(max_size=10),
-    "double": st.floats(allow_nan=False),
+    "double": st.floats(allow_nan=False, allow_infinity=False),
 }
 
 
