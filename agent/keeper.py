@@ -202,6 +202,9 @@ class Keeper:
         volume = catalogue.volumes.get(self.name)
         if volume is None:
             return False
+        if volume.taken:
+            # The fence is that of a promote or a fail-over; once that is undone we attach again.
+            self.local.fenced = ""
         self.local.rotation_due = self._rotation_due()
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
         undisturbed = action in UNDISTURBING and self.local.held is not None
@@ -281,14 +284,16 @@ class Keeper:
         requested = plan.key_of(volume)
         resync = self._parts.catalogue.wants_capture(volume)
         try:
-            await hold.let_go(forget=not resync)
+            # After a fail-over the bitmaps stay: they make the way back a delta.
+            await hold.let_go(forget=not (resync or volume.failover))
         except UnavailableError as exc:
             # Capture is off; what was not acked is lost to the journal, and the gap that follows says so.
             log.warning("not detached cleanly", extra={"volume": self.name, "error": exc.message})
         finally:
             self._hold = self.local.held = self.local.lost = None
-        if resync:
-            self._announce_lost(held.epoch, held.attachment_id, "resync requested")
+        if resync or volume.failover:
+            why = "resync requested" if resync else "failed over"
+            self._announce_lost(held.epoch, held.attachment_id, why)
         else:
             await self._announce_detached(volume, held.epoch, requested)
         log.info("detached", extra={"volume": self.name, "epoch": held.epoch})

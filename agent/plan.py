@@ -93,7 +93,7 @@ class Local:
 
 def key_of(volume: Volume) -> str:
     """Identity of what is asked about the volume now."""
-    return f"{volume.start_id}/{volume.resync_id}/{volume.unprotect_id}/{volume.promotion}"
+    return f"{volume.start_id}/{volume.resync_id}/{volume.unprotect_id}/{volume.promotion}{volume.failover}"
 
 
 def wants_release(catalogue: Catalogue, volume: Volume) -> bool:

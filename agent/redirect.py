@@ -40,13 +40,22 @@ class Disk:
     read_only: bool
 
 
-def disks(fot: str, views: Iterable[dict[str, Any]], *, read_only: bool) -> list[Disk]:
-    """The disks of a test, in the order of its volumes."""
+def disks(
+    name_of_all: str, views: Iterable[dict[str, Any]], *, read_only: bool, prefix: str = PREFIX
+) -> list[Disk]:
+    """The disks of a test or a fail-over, in the order of its volumes.
+
+    Args:
+        name_of_all: the test's or the fail-over's.
+        views: as in the catalogue.
+        read_only: no writes.
+        prefix: of their names; with PREFIX they are ours alone, and are not shown as disks that could be protected.
+    """
     found = []
     for number, view in enumerate(views):
-        name = f"{PREFIX}{fot}-{number}"
+        name = f"{prefix}{name_of_all}-{number}"
         if len(name) > NODE_NAME_BYTES_MAX or not name.isascii():
-            name = f"{PREFIX}{hashlib.sha256(fot.encode()).hexdigest()[:16]}-{number}"
+            name = f"{prefix}{hashlib.sha256(name_of_all.encode()).hexdigest()[:16]}-{number}"
         address = parse_uri(view["uri"])
         found.append(Disk(name, str(address.path), address.export, read_only))
     return found

@@ -1,21 +1,75 @@
-"""Gives the views of fail-over tests to recovery VMs as disks, and takes them away again; `redirect.py` has the steps.
+"""Gives the views of fail-over tests and fail-overs to recovery VMs as disks, and takes them away again.
 
-The catalogue says what is due. Nothing is remembered: names in QEMU follow from the test's, so a process that was
-restarted finds what the one before it left.
+`redirect.py` has the steps. The catalogue says what is due. Nothing is remembered: names in QEMU follow from the test's, so
+a process that was restarted finds what the one before it left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rephub.agent import redirect
+from rephub.agent.attach import PREFIX
 from rephub.agent.parts import Parts
 from rephub.core.errors import NotFoundError, RephubError
-from rephub.projections.catalogue import Fot
+from rephub.projections.catalogue import Catalogue, Failover, Fot
+from rephub.projections.failover import SERVED
 from rephub.schemas import events as ev
 
 log = logging.getLogger(__name__)
+
+FAILOVER_PREFIX = "disk-"
+"""Of a recovered VM's disks: no name of ours, because they are to be protected in their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """A test or a fail-over whose views a VM has, or is to have."""
+
+    of: Fot | Failover
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of what kind it is, and its name."""
+        return ("fot" if isinstance(self.of, Fot) else "failover"), self.of.name
+
+    @property
+    def is_up(self) -> bool:
+        """The VM is to have the views."""
+        return self.of.state == "started" if isinstance(self.of, Fot) else self.of.state in SERVED
+
+    @property
+    def disks(self) -> list[redirect.Disk]:
+        """The views as disks."""
+        if isinstance(self.of, Fot):
+            return redirect.disks(self.of.name, self.of.views, read_only=self.of.read_only, prefix=PREFIX)
+        return redirect.disks(self.of.name, self.of.views, read_only=False, prefix=FAILOVER_PREFIX)
+
+    @property
+    def attached(self) -> type[ev.Record]:
+        """What says that the VM has them."""
+        return ev.FotAttached if isinstance(self.of, Fot) else ev.FailoverAttached
+
+    @property
+    def attach_failed(self) -> type[ev.Record]:
+        """What says that it cannot have them."""
+        return ev.FotAttachFailed if isinstance(self.of, Fot) else ev.FailoverAttachFailed
+
+    @property
+    def detached(self) -> type[ev.Record]:
+        """What says that it has let go."""
+        return ev.FotDetached if isinstance(self.of, Fot) else ev.FailoverDetached
+
+
+def redirects_of(catalogue: Catalogue, agent: str) -> Iterator[Redirect]:
+    """Those that an agent has something to do with."""
+    items: list[Fot | Failover] = [*catalogue.fots.values(), *catalogue.failovers.values()]
+    for item in items:
+        if item.agent == agent and item.redirected:
+            yield Redirect(item)
 
 
 class _Visitor:
@@ -28,7 +82,7 @@ class _Visitor:
 
 
 class Redirects:
-    """All tests that this agent attaches; one task each.
+    """All tests and fail-overs that this agent attaches; one task each.
 
     Args:
         parts: of the process.
@@ -36,20 +90,22 @@ class Redirects:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._told: set[tuple[str, str]] = set()
-        """Test and event type that were emitted and are not folded yet."""
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._told: set[tuple[tuple[str, str], str]] = set()
+        """What was attached or detached and is not folded yet."""
 
     def look(self) -> None:
         """Begin what the catalogue asks for and what is not begun."""
-        fots = self._parts.catalogue.fots
-        self._told = {item for item in self._told if item[0] in fots and fots[item[0]].redirected}
-        for fot in fots.values():
-            if fot.agent == self._parts.settings.agent.id and fot.redirected and fot.name not in self._tasks:
-                if fot.state != "started":
-                    self._begin(fot, ev.FotDetached)
-                elif fot.redirect == "due":
-                    self._begin(fot, ev.FotAttached)
+        found = {
+            item.key: item for item in redirects_of(self._parts.catalogue, self._parts.settings.agent.id)
+        }
+        self._told = {item for item in self._told if item[0] in found}
+        for key, item in found.items():
+            if key not in self._tasks:
+                if not item.is_up:
+                    self._begin(item, item.detached)
+                elif item.of.redirect == "due":
+                    self._begin(item, item.attached)
 
     async def stop(self) -> None:
         """End what is under way; VMs keep the disks they have, and the next process goes on."""
@@ -58,76 +114,77 @@ class Redirects:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, fot: Fot, what: type[ev.Record]) -> None:
-        if (fot.name, what.__name__) in self._told:
+    def _begin(self, item: Redirect, what: type[ev.Record]) -> None:
+        if (item.key, what.__name__) in self._told:
             return
-        work = self._attach(fot) if what is ev.FotAttached else self._detach(fot)
-        task = self._tasks[fot.name] = asyncio.create_task(work)
+        work = self._attach(item) if what is item.attached else self._detach(item)
+        task = self._tasks[item.key] = asyncio.create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
-            del self._tasks[fot.name]
+            del self._tasks[item.key]
             if task.cancelled():
                 return
             if (exc := task.exception()) is not None:
-                log.error("redirect failed", exc_info=exc, extra={"fot": fot.name})
+                log.error("redirect failed", exc_info=exc, extra={"of": item.of.name})
                 return
-            self._told.add((fot.name, what.__name__))
+            self._told.add((item.key, what.__name__))
             # What was asked for meanwhile, for example a stop.
             self.look()
 
         task.add_done_callback(ended)
 
-    async def _attach(self, fot: Fot) -> None:
-        disks = redirect.disks(fot.name, fot.views, read_only=fot.read_only)
-        assert fot.qmp is not None
+    async def _attach(self, item: Redirect) -> None:
+        disks, qmp = item.disks, item.of.qmp
+        assert qmp is not None
         visitor, vms = _Visitor(), self._parts.vms
         try:
-            vm = await vms.get(fot.qmp, visitor)
+            vm = await vms.get(qmp, visitor)
             try:
                 async with vms.changing(vm):
                     await redirect.detach(vm, disks)
                     await redirect.attach(vm, disks)
-                if not fot.redirected:
+                if not item.of.redirected:
                     # The hub gave up meanwhile: the view closes.
                     async with vms.changing(vm):
                         await redirect.detach(vm, disks)
                     return
             finally:
-                vms.give_back(fot.qmp, visitor)
+                vms.give_back(qmp, visitor)
         except RephubError as exc:
-            log.warning("recovery VM not attached", extra={"fot": fot.name, "error": exc.message})
-            self._emit(ev.FotAttachFailed, fot, error=exc.to_json())
+            log.warning("recovery VM not attached", extra={"of": item.of.name, "error": exc.message})
+            self._emit(item, item.attach_failed, error=exc.to_json())
             return
-        log.info("recovery VM attached", extra={"fot": fot.name, "monitor": fot.qmp})
-        self._emit(ev.FotAttached, fot)
+        log.info("recovery VM attached", extra={"of": item.of.name, "monitor": qmp})
+        self._emit(item, item.attached)
 
-    async def _detach(self, fot: Fot) -> None:
-        disks = redirect.disks(fot.name, fot.views, read_only=fot.read_only)
-        assert fot.qmp is not None
+    async def _detach(self, item: Redirect) -> None:
+        disks, qmp = item.disks, item.of.qmp
+        assert qmp is not None
         visitor, vms = _Visitor(), self._parts.vms
         warning = None
         try:
-            vm = await vms.get(fot.qmp, visitor)
+            vm = await vms.get(qmp, visitor)
             try:
                 async with vms.changing(vm):
                     await redirect.detach(vm, disks)
             finally:
-                vms.give_back(fot.qmp, visitor)
+                vms.give_back(qmp, visitor)
         except NotFoundError:
-            log.info("the recovery VM is gone", extra={"fot": fot.name, "monitor": fot.qmp})
+            log.info("the recovery VM is gone", extra={"of": item.of.name, "monitor": qmp})
         except RephubError as exc:
-            # Bounded: the test ends all the same, and the guest sees errors on a disk that it did not let go.
-            warning = f"the disk of {fot.name} may still be in the VM: {exc.message}"
-            log.warning("recovery VM not detached", extra={"fot": fot.name, "error": exc.message})
-        self._emit(ev.FotDetached, fot, warning=warning)
+            # Bounded: the view closes all the same, and the guest sees errors on a disk that it did not let go.
+            warning = f"the disk of {item.of.name} may still be in the VM: {exc.message}"
+            log.warning("recovery VM not detached", extra={"of": item.of.name, "error": exc.message})
+        self._emit(item, item.detached, warning=warning)
 
-    def _emit(self, what: type[ev.Record], fot: Fot, **fields: str | None) -> None:
+    def _emit(self, item: Redirect, what: type[ev.Record], **fields: str | None) -> None:
+        kind, name = item.key
         self._parts.announcer.emit(
             what,
-            fot.name,
-            cause_id=fot.event_id,
-            command_id=fot.command_id,
-            fot=fot.name,
+            name,
+            cause_id=item.of.event_id,
+            command_id=item.of.command_id,
             agent=self._parts.settings.agent.id,
+            **{kind: name},
             **fields,
         )

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from rephub.agent.announce import Announcer
 from rephub.agent.checkpoints import Checkpoints
+from rephub.agent.draining import Draining
 from rephub.agent.keeper import Keeper
 from rephub.agent.metrics import AgentCollector
 from rephub.agent.parts import Parts
@@ -82,6 +83,7 @@ class Agent:
         self._peers = PeerServer(settings, self._checkpoints.side.serve)
         self._probes = Probes(self.parts)
         self._redirects = Redirects(self.parts)
+        self._draining = Draining(self.parts, self.keepers)
         self._tasks: list[asyncio.Task[None]] = []
         self._folded = False
         self._peer = ""
@@ -114,6 +116,7 @@ class Agent:
         await self._checkpoints.stop()
         await self._probes.stop()
         await self._redirects.stop()
+        await self._draining.stop()
         await _cancel(list(self._runs.values()))
         announcing = asyncio.create_task(self.parts.announcer.run())
         await asyncio.gather(*(keeper.stop("the agent was stopped") for keeper in self.keepers.values()))
@@ -197,6 +200,7 @@ class Agent:
             keeper.wake()
         self._probes.look()
         self._redirects.look()
+        self._draining.look()
         self._checkpoints.look()
 
     async def _renew_lease(self, url: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.table import Table
 
+from rephub.cli import plans as plans_of
 from rephub.cli.client import ControlClient, connect, error_of
 from rephub.cli.output import Cli, verb
 from rephub.cli.points import (
@@ -15,11 +15,8 @@ from rephub.cli.points import (
     check_target,
     parse_point,
     point_options,
-    resolved,
     timeout_option,
 )
-from rephub.core.errors import ConfirmationRequired
-from rephub.core.units import format_bytes, format_duration
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
@@ -54,11 +51,14 @@ async def promote(
         if dry_run or not yes:
             plans = await job.plan(client, point)
             if dry_run:
-                cli.emit(job.document(plans) | {"dry_run": True}, _table(plans, planned=True))
+                cli.emit(job.document(plans) | {"dry_run": True}, plans_of.table(plans, planned=True))
                 return
-            point = _confirm(cli, job, plans, point)
+            suffix = f", copied to {to}" if to else ""
+            point = plans_of.confirm(
+                cli, f"promote {target}?", f"plan for {target}{suffix}", plans, job.document(plans), point
+            )
         document = await job.run(client, point)
-    cli.emit(document, _table(document.get("volumes", [document]), planned=False))
+    cli.emit(document, plans_of.table(document.get("volumes", [document]), planned=False))
 
 
 class _Promote:
@@ -79,7 +79,7 @@ class _Promote:
             if isinstance(event, ev.PromoteFailed) and event.promotion == command.id:
                 raise error_of(event)
             if isinstance(event, ev.PromotePlanned) and event.promotion == command.id:
-                return {"plans": [_item(plan) for plan in event.plans]}
+                return {"plans": [plans_of.item(plan) for plan in event.plans]}
             return None
 
         answer = await client.ask(command, planned, f"plan of promote of {self.target}")
@@ -100,13 +100,13 @@ class _Promote:
                     case ev.PromoteStarted():
                         self.cli.progress(f"promote of {self.target}: under way")
                     case ev.Promoted():
-                        return {"plans": [_item(plan) for plan in event.plans]}
+                        return {"plans": [plans_of.item(plan) for plan in event.plans]}
             return None
 
         answer = await client.ask(command, promoted, f"promote of {self.target}")
         plans = answer.fields["plans"]
         if answer.already:
-            plans = [_item(ev.PlanItem(**plan)) for plan in plans]
+            plans = [plans_of.item(ev.PlanItem(**plan)) for plan in plans]
         return self.document(plans) | ({"already": True} if answer.already else {})
 
     def document(self, plans: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,65 +123,3 @@ class _Promote:
             dry_run=dry_run,
             to=self.to,
         )
-
-
-def _confirm(cli: Cli, job: _Promote, plans: list[dict[str, Any]], point: Point) -> Point:
-    """Show the plan and ask.
-
-    Returns:
-        The point to promote to: for `--latest` of one volume the very offset that was shown.
-
-    Raises:
-        ConfirmationRequired: with the plan in its fields.
-    """
-    cli.progress(f"plan for {job.target}" + (f", copied to {job.to}" if job.to else ""))
-    for plan in plans:
-        cli.progress(f"  {_sentence(plan)}")
-    try:
-        cli.confirm(f"promote {job.target}?", yes=False)
-    except ConfirmationRequired as error:
-        raise ConfirmationRequired(error.message, hint=error.hint, plan=job.document(plans)) from None
-    if point.kind == "latest" and len(plans) == 1:
-        return Point("offset", str(plans[0]["offset"]))
-    return point
-
-
-def _item(plan: ev.PlanItem) -> dict[str, Any]:
-    found = {"offset": plan.offset, "captured_at": plan.captured_at, "checkpoint": plan.checkpoint}
-    return {
-        "volume": plan.volume,
-        "offset": plan.offset,
-        "path": plan.path,
-        "applied_events": plan.events,
-        "applied_bytes": plan.bytes,
-        "lost_events": plan.lost_events,
-        "lost_bytes": plan.lost_bytes,
-        "lost_seconds": plan.lost_seconds,
-        "resolved": resolved(found),
-    }
-
-
-def _sentence(plan: dict[str, Any]) -> str:
-    return (
-        f"{plan['volume']} at offset {plan['offset']}: {plan['applied_events']} events "
-        f"({format_bytes(plan['applied_bytes'])}) to apply to {plan['path']}, {plan['lost_events']} events "
-        f"({format_bytes(plan['lost_bytes'])}, {format_duration(plan['lost_seconds'])}) after it"
-    )
-
-
-def _table(plans: list[dict[str, Any]], *, planned: bool) -> Table:
-    table = Table(box=None, pad_edge=False)
-    applied = "TO APPLY" if planned else "APPLIED"
-    for title in ("VOLUME", "OFFSET", applied, "BYTES", "AFTER IT", "BYTES", "PATH"):
-        table.add_column(title)
-    for plan in plans:
-        table.add_row(
-            plan["volume"],
-            str(plan["offset"]),
-            str(plan["applied_events"]),
-            format_bytes(plan["applied_bytes"]),
-            str(plan["lost_events"]),
-            format_bytes(plan["lost_bytes"]),
-            plan["path"],
-        )
-    return table

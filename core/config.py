@@ -121,6 +121,9 @@ class DiskboxSettings(DaemonSection):
     id: str = "diskbox1"
     capacity: int = Field(27, ge=1, le=1000, description="recovery volumes")
     scratch_bytes: ByteSize = Field(ByteSize(10 * GIB), ge=MIB, description="scratch of one fail-over test")
+    fold_bytes_per_second: ByteSize = Field(
+        ByteSize(0), ge=0, description="how fast a fail-over goes into its recovery volume; 0: no limit"
+    )
     move_host: str = Field(
         "", description="address on which moves to other hosts are served (nbd://); empty: a unix socket"
     )

@@ -26,6 +26,7 @@ from rephub.projections.entities import (
     Promotion,
     Volume,
 )
+from rephub.projections.failover import Failover
 from rephub.projections.fold import FOLDS
 from rephub.schemas import events as ev
 
@@ -36,6 +37,7 @@ __all__ = [
     "Comparison",
     "Diskbox",
     "DiskboxRequest",
+    "Failover",
     "Fot",
     "Move",
     "PendingProtect",
@@ -58,7 +60,8 @@ class Catalogue:
         hub_epoch: epoch of the hub that is in charge, 0 before the first.
         hub: its id.
         hub_event_id: id of its HubStarted: which of two that chose the same epoch won.
-        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, comparisons, moves: by name.
+        agents, diskboxes, diskbox_requests, volumes, protects, checkpoints, fots, promotions, comparisons, moves, failovers: by
+            name.
         ignored_events: how many events could not be.
         ignored: the last of them: {"offset", "event", "reason"}.
     """
@@ -74,6 +77,7 @@ class Catalogue:
         "promotions": Promotion,
         "comparisons": Comparison,
         "moves": Move,
+        "failovers": Failover,
     }
 
     def __init__(self) -> None:
@@ -91,6 +95,7 @@ class Catalogue:
         self.promotions: dict[str, Promotion] = {}
         self.comparisons: dict[str, Comparison] = {}
         self.moves: dict[str, Move] = {}
+        self.failovers: dict[str, Failover] = {}
         self.ignored_events = 0
         self.ignored: list[dict[str, Any]] = []
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -156,10 +161,9 @@ class Catalogue:
         asked = volume.resume_id or volume.resync_id
         return (
             volume.live
-            and volume.state != "failed_over"
             and bool(volume.path or volume.placed_id)
             and not volume.unprotect_id
-            and not volume.promotion
+            and not volume.taken
             and not volume.pause_id
             and (not volume.paused_at or bool(asked))
         )

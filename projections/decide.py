@@ -92,7 +92,7 @@ def undisturbed(catalogue: Catalogue, volume: Volume) -> None:
     """Refuse while something else is under way with the volume.
 
     Raises:
-        ConflictError: an unprotect or a promote is.
+        ConflictError: an unprotect, a promote or a fail-over is.
     """
     if volume.unprotect_id:
         raise ConflictError(
@@ -105,6 +105,12 @@ def undisturbed(catalogue: Catalogue, volume: Volume) -> None:
         raise ConflictError(
             f"volume {volume.name} is being promoted",
             hint="wait until it is done: rephub status",
+            state=volume.state,
+        )
+    if volume.failover:
+        raise ConflictError(
+            f"volume {volume.name} is failed over",
+            hint=f"rephub commit {volume.name}, or rephub rollback {volume.name}",
             state=volume.state,
         )
 

@@ -106,7 +106,7 @@ def _impossible(catalogue: Catalogue, comparison: Comparison, now: int) -> Rephu
     volume = catalogue.volumes.get(name)
     if volume is None or volume.retired:
         return NotFoundError(f"no volume {name} is protected any more", hint="rephub status")
-    if volume.unprotect_id or volume.promotion or not volume.live:
+    if volume.unprotect_id or volume.taken or not volume.live:
         return ConflictError(
             f"volume {name} was unprotected or promoted while it was verified",
             hint="rephub status",

@@ -92,7 +92,7 @@ def unfit(catalogue: Catalogue, volume: Volume) -> RephubError | None:
         not_moving(volume)
     except ConflictError as error:
         return error
-    if not volume.path or volume.stopped or volume.unprotect_id or volume.promotion:
+    if not volume.path or volume.stopped or volume.unprotect_id or volume.taken:
         return ConflictError(
             f"volume {volume.name} is {volume.state}: {volume.reason or 'busy'}",
             hint="rephub status",

@@ -14,7 +14,9 @@ PLAN_SECONDS_MAX = 120
 """A plan reads an index, not data: a diskbox that does not answer by then is down."""
 
 
-def _check_point(catalogue: Catalogue, command: cmd.StartFot | cmd.Promote, volumes: list[Volume]) -> None:
+def check_point(
+    catalogue: Catalogue, command: cmd.StartFot | cmd.Promote | cmd.Failover, volumes: list[Volume]
+) -> None:
     """What can be said of a point without the journal: the diskbox says the rest."""
     one_of(command.point_kind, POINT_KINDS, "kind of point")
     if command.point_kind in ("offset", "time") and not _is_number(command.point_value):
@@ -56,8 +58,8 @@ def start_fot(catalogue: Catalogue, command: cmd.StartFot, now: int) -> ev.Recor
     if command.fot in catalogue.fots:
         raise ConflictError(f"fail-over test {command.fot} exists already", hint="rephub fot list")
     volumes = targets(catalogue, command.volume, command.group, one_diskbox=True)
-    _check_point(catalogue, command, volumes)
-    agent = _agent_beside(catalogue, volumes[0].diskbox) if command.qmp else None
+    check_point(catalogue, command, volumes)
+    agent = agent_beside(catalogue, volumes[0].diskbox) if command.qmp else None
     return make(
         catalogue,
         ev.FotRequested,
@@ -78,7 +80,7 @@ def start_fot(catalogue: Catalogue, command: cmd.StartFot, now: int) -> ev.Recor
     )
 
 
-def _agent_beside(catalogue: Catalogue, diskbox: str) -> str:
+def agent_beside(catalogue: Catalogue, diskbox: str) -> str:
     """The agent that gives the views to a VM: on the diskbox's host, because they are behind unix sockets.
 
     Raises:
@@ -125,7 +127,7 @@ def promote(catalogue: Catalogue, command: cmd.Promote, now: int) -> ev.Record:
     if done is not None:
         return fulfilled(catalogue, command, now, {"promotion": done.name, "plans": done.plans})
     volumes = targets(catalogue, command.volume, command.group, one_diskbox=True)
-    _check_point(catalogue, command, volumes)
+    check_point(catalogue, command, volumes)
     if command.to is not None:
         if not command.to.startswith("/"):
             raise UsageError(

@@ -19,6 +19,7 @@ from rephub.projections.decide import (
     undisturbed,
 )
 from rephub.projections.entities import Agent, PendingProtect, Volume
+from rephub.projections.failover import Failover
 from rephub.projections.placement import place
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
@@ -66,6 +67,7 @@ def protect(catalogue: Catalogue, command: cmd.Protect, now: int, silent: Collec
     if not catalogue.agents:
         raise UnavailableError("no agent has announced itself", hint="start one: rephub up, or rephub agent")
     place(catalogue, command.volume, command.group, silent)
+    _check_not_served(catalogue, command, volume)
     _check_unused(catalogue, command.volume, command.qmp, command.node)
     if command.recovery is not None:
         _check_recovery(catalogue, command.volume, command.recovery)
@@ -150,6 +152,25 @@ def _check_unused(catalogue: Catalogue, name: str, qmp: str, node: str) -> None:
                 hint=f"rephub status {other.name}",
                 volume=other.name,
             )
+
+
+def _check_not_served(catalogue: Catalogue, command: cmd.Protect, old: Volume | None) -> None:
+    """A committed fail-over serves the old recovery volume to a VM: it cannot become the copy of something else."""
+    served = serving(catalogue, command.volume)
+    if served is not None and old is not None and command.recovery in (None, old.path):
+        raise ConflictError(
+            f"{old.path} is served to a VM by fail-over {served.name}",
+            hint=f"rephub commit {command.volume} --close, or choose another --recovery",
+            failover=served.name,
+        )
+
+
+def serving(catalogue: Catalogue, volume: str) -> Failover | None:
+    """The committed fail-over whose views of the volume are still served."""
+    for found in catalogue.failovers.values():
+        if found.state in ("committed", "closing") and volume in found.volumes:
+            return found
+    return None
 
 
 def _check_recovery(catalogue: Catalogue, name: str, recovery: str) -> None:
@@ -250,6 +271,13 @@ def unprotect(catalogue: Catalogue, command: cmd.Unprotect, now: int) -> ev.Reco
             f"fail-over test {', '.join(tests)} uses volume {volume.name}",
             hint=f"rephub fot stop {tests[0]}",
             fots=tests,
+        )
+    served = serving(catalogue, volume.name)
+    if served is not None:
+        raise ConflictError(
+            f"volume {volume.name} is served to a VM by fail-over {served.name}",
+            hint=f"rephub commit {volume.name} --close",
+            failover=served.name,
         )
     return make(
         catalogue,

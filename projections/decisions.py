@@ -14,6 +14,7 @@ from rephub.core.errors import RephubError
 from rephub.projections import (
     decide_checkpoint,
     decide_compare,
+    decide_failover,
     decide_fleet,
     decide_history,
     decide_moves,
@@ -40,6 +41,9 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
+    cmd.Failover: decide_failover.failover,
+    cmd.Commit: decide_failover.commit,
+    cmd.Rollback: decide_failover.rollback,
     cmd.Verify: decide_compare.verify,
     cmd.CancelVerify: decide_compare.cancel,
     cmd.SetSyncPace: decide_sync.set_pace,

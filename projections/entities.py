@@ -196,6 +196,8 @@ class Volume:
     """Its `path` then."""
     promotion: str = ""
     """The promotion that has started on it and has not ended."""
+    failover: str = ""
+    """The fail-over that has started on it and is neither committed nor undone."""
     command_id: str = ""
     """The command at work on it (protect, unprotect, resync), for the events that answer."""
     sync_paused: bool = False
@@ -206,6 +208,11 @@ class Volume:
     """The byte limit has cut the window below what was asked, and it is not that long again."""
     sync_priority: int = 0
     """Higher goes first where an agent has more syncs than it runs at a time."""
+
+    @property
+    def taken(self) -> bool:
+        """A promotion or a fail-over is at work on it: nobody captures it."""
+        return bool(self.promotion or self.failover)
 
     @property
     def recovery_id(self) -> str:

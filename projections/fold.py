@@ -13,6 +13,7 @@ from rephub.core.errors import ConflictError
 from rephub.projections import (
     fold_checkpoints,
     fold_compare,
+    fold_failover,
     fold_fleet,
     fold_moves,
     fold_pause,
@@ -143,6 +144,7 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     **fold_volume.FOLDS,
     **fold_pause.FOLDS,
     **fold_points.FOLDS,
+    **fold_failover.FOLDS,
     **fold_compare.FOLDS,
     **fold_checkpoints.FOLDS,
 }

@@ -72,7 +72,7 @@ def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:
     old = catalogue.diskboxes.get(event.previous_diskbox)
     if volume.diskbox != event.previous_diskbox or old is None or not old.lost:
         raise ConflictError(f"volume {event.volume} is not on a lost diskbox {event.previous_diskbox}")
-    if not volume.live or volume.unprotect_id or volume.promotion or volume.move:
+    if not volume.live or volume.unprotect_id or volume.taken or volume.move:
         raise ConflictError(f"volume {event.volume} wants no other diskbox")
     if event.diskbox not in catalogue.diskboxes:
         raise ConflictError(f"no diskbox {event.diskbox}")

@@ -21,7 +21,7 @@ def _move_requested(catalogue: Catalogue, event: ev.MoveRequested) -> None:
     if event.move in catalogue.moves or event.diskbox not in catalogue.diskboxes:
         raise ConflictError(f"move {event.move} exists, or its diskbox does not")
     for volume in volumes:
-        if volume is None or not volume.live or volume.unprotect_id or volume.promotion or volume.move:
+        if volume is None or not volume.live or volume.unprotect_id or volume.taken or volume.move:
             raise ConflictError(f"a volume of move {event.move} is busy or gone")
         if volume.diskbox != event.previous_diskbox:
             raise ConflictError(f"volume {volume.name} is not on diskbox {event.previous_diskbox}")

@@ -29,7 +29,7 @@ def _attached_in(catalogue: Catalogue, name: str, epoch: int) -> Volume:
 
 def _pause_requested(catalogue: Catalogue, event: ev.PauseRequested) -> None:
     volume = known_volume(catalogue, event.volume)
-    if volume.state != "protected" or not volume.attached or volume.unprotect_id or volume.promotion:
+    if volume.state != "protected" or not volume.attached or volume.unprotect_id or volume.taken:
         raise ConflictError(f"volume {event.volume} cannot be paused now")
     volume.pause_id, volume.pause_deadline_at = event.id, event.deadline_at
     volume.command_id = event.command_id or ""

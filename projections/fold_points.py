@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rephub.core.errors import ConflictError
 from rephub.projections.entities import Fot, Promotion, message, plain
+from rephub.projections.failover import Failover
 from rephub.projections.states import next_state
 from rephub.schemas import events as ev
 
@@ -58,7 +59,7 @@ def _fot_started(catalogue: Catalogue, event: ev.FotStarted) -> None:
 def _fot_failed(catalogue: Catalogue, event: ev.FotFailed) -> None:
     fot = _fot(catalogue, event.fot, "requested", "started", "stopping")
     fot.state, fot.reason = "failed", message(event.error)
-    _prune(catalogue.fots)
+    prune(catalogue.fots)
 
 
 def _redirected(catalogue: Catalogue, name: str, *redirects: str) -> Fot:
@@ -95,7 +96,7 @@ def _fot_stop_requested(catalogue: Catalogue, event: ev.FotStopRequested) -> Non
 def _fot_stopped(catalogue: Catalogue, event: ev.FotStopped) -> None:
     fot = _fot(catalogue, event.fot, "requested", "started", "stopping")
     fot.state, fot.reason = "stopped", event.reason
-    _prune(catalogue.fots)
+    prune(catalogue.fots)
 
 
 def _promote_requested(catalogue: Catalogue, event: ev.PromoteRequested) -> None:
@@ -129,13 +130,15 @@ def _promote_planned(catalogue: Catalogue, event: ev.PromotePlanned) -> None:
     promotion.state = "planned"
     promotion.plans = [plain(plan) for plan in event.plans]
     if promotion.ended:
-        _prune(catalogue.promotions)
+        prune(catalogue.promotions)
 
 
 def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
     promotion = _promotion(catalogue, event.promotion, "planned")
     volumes = [catalogue.volumes.get(name) for name in promotion.volumes]
-    if not promotion.final or any(volume is None or not volume.live or volume.move for volume in volumes):
+    if not promotion.final or any(
+        volume is None or not volume.live or volume.failover or volume.move for volume in volumes
+    ):
         raise ConflictError(f"promotion {event.promotion} cannot start")
     promotion.state = "started"
     for volume in volumes:
@@ -162,7 +165,7 @@ def _promoted(catalogue: Catalogue, event: ev.Promoted) -> None:
             volume.promotion = volume.stopped = ""
     promotion.state = "promoted"
     promotion.plans = [plain(plan) for plan in event.plans]
-    _prune(catalogue.promotions)
+    prune(catalogue.promotions)
 
 
 def _promote_failed(catalogue: Catalogue, event: ev.PromoteFailed) -> None:
@@ -173,10 +176,10 @@ def _promote_failed(catalogue: Catalogue, event: ev.PromoteFailed) -> None:
         volume = catalogue.volumes.get(name)
         if volume is not None and volume.promotion == promotion.name:
             volume.promotion = ""
-    _prune(catalogue.promotions)
+    prune(catalogue.promotions)
 
 
-def _prune(entities: dict[str, Fot] | dict[str, Promotion]) -> None:
+def prune(entities: dict[str, Fot] | dict[str, Promotion] | dict[str, Failover]) -> None:
     """Forget the oldest that ended: people ask for the last ones, and the snapshot stays small."""
     if len(entities) <= ENDED_MAX + ENDED_SLACK:
         return

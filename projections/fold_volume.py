@@ -254,7 +254,9 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
     box = catalogue.diskboxes.get(volume.diskbox)
     if box is not None and box.lost:
         raise ConflictError(f"diskbox {box.name} of volume {event.volume} is lost")
-    if volume.paused_at:
+    if volume.failover:
+        move(volume, "resumed_failed_over", event.at, volume.reason)
+    elif volume.paused_at:
         move(volume, "resumed_paused", event.at, f"paused since {rfc3339(volume.paused_at)}")
     elif not volume.attached:
         move(volume, "resumed_detached", event.at, "capture is off")
@@ -267,7 +269,7 @@ def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:
 
 def _unprotect_requested(catalogue: Catalogue, event: ev.UnprotectRequested) -> None:
     volume = known_volume(catalogue, event.volume)
-    if volume.purged or volume.unprotect_id or volume.promotion or volume.move:
+    if volume.purged or volume.unprotect_id or volume.taken or volume.move:
         raise ConflictError(f"volume {event.volume} cannot be unprotected now")
     volume.unprotect_id = event.id
     volume.purge = event.purge

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError, from_json
-from rephub.projections import decide_compare, decide_volume
+from rephub.projections import decide_compare, decide_failover, decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, make, too_late
 from rephub.projections.decide_points import pinned_below
@@ -56,6 +56,7 @@ def pending(
     due += _given_up(catalogue, now)
     for promotion in catalogue.promotions.values():
         due += _of_promotion(catalogue, promotion, now)
+    due += decide_failover.pending(catalogue, now)
     return due + decide_compare.pending(catalogue, now)
 
 
@@ -139,7 +140,7 @@ def _of_volume(catalogue: Catalogue, volume: Volume, now: int) -> Iterator[ev.Re
                 volume=volume.name,
                 purged=volume.purge,
             )
-    elif volume.live and volume.attached and volume.sync_epoch < volume.epoch and not volume.promotion:
+    elif volume.live and volume.attached and volume.sync_epoch < volume.epoch and not volume.taken:
         yield make(
             catalogue,
             ev.SyncRequested,
@@ -245,7 +246,7 @@ def _unfit(catalogue: Catalogue, promotion: Promotion) -> RephubError | None:
         volume = catalogue.volumes.get(name)
         if volume is None or not volume.live:
             return NotFoundError(f"no volume {name} is protected any more", hint="rephub status")
-        if volume.unprotect_id or volume.promotion:
+        if volume.unprotect_id or volume.taken:
             return ConflictError(
                 f"volume {name} is being unprotected or promoted otherwise",
                 hint="rephub status",

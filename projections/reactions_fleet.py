@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rephub.core.errors import RephubError, UnavailableError
 from rephub.core.targets import target_kind
-from rephub.projections import states
+from rephub.projections import decide_failover, states
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import make
 from rephub.projections.decide_moves import failed, unfit
@@ -87,6 +87,7 @@ def _what_runs_on(catalogue: Catalogue, box: Diskbox, now: int) -> Iterator[ev.R
                 promotion=promotion.name,
                 error=_error_of(box),
             )
+    yield from decide_failover.failed_on_lost(catalogue, box.name, now, _error_of(box))
     for volume in catalogue.live_volumes():
         if volume.diskbox == box.name and not volume.attached_before and not volume.unprotect_id:
             yield make(
@@ -119,7 +120,7 @@ def waiting_on(catalogue: Catalogue, box: Diskbox) -> list[Volume]:
         if volume.diskbox == box.name
         and volume.attached_before
         and not volume.unprotect_id
-        and not volume.promotion
+        and not volume.taken
         and not volume.move
         and states.may(volume.state, "placed")
         and may_move(volume, box)

@@ -22,7 +22,14 @@ TABLE: dict[str, dict[str, str]] = {
         "failed": "resyncing",
     },
     # CaptureLost
-    "lost": {"syncing": "gap", "protected": "gap", "resyncing": "gap", "gap": "gap", "failed": "failed"},
+    "lost": {
+        "syncing": "gap",
+        "protected": "gap",
+        "resyncing": "gap",
+        "gap": "gap",
+        "failed": "failed",
+        "failed_over": "failed_over",
+    },
     # VolumePaused; a volume that stopped meanwhile stays so
     "paused": {"protected": "paused", "failed": "failed"},
     # CaptureDetached
@@ -33,6 +40,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gap": "gap",
         "failed": "failed",
         "promoted": "promoted",
+        "failed_over": "failed_over",
     },
     # VolumeSyncCompleted; in a gap it was late, the points before the gap count all the same
     "synced": {
@@ -52,6 +60,7 @@ TABLE: dict[str, dict[str, str]] = {
         "resyncing": "failed",
         "paused": "failed",
         "failed": "failed",
+        "failed_over": "failed_over",
     },
     # VolumePlaced: its diskbox was lost, another one makes a new recovery volume
     "placed": {
@@ -67,7 +76,20 @@ TABLE: dict[str, dict[str, str]] = {
     "resumed_syncing": {"failed": "resyncing", "resyncing": "resyncing", "syncing": "syncing"},
     "resumed_detached": {"failed": "gap", "gap": "gap"},
     "resumed_paused": {"failed": "paused", "paused": "paused"},
-    # Promoted
+    "resumed_failed_over": {"failed_over": "failed_over"},
+    # FailoverStarted
+    "failed_over": {
+        "syncing": "failed_over",
+        "protected": "failed_over",
+        "gap": "failed_over",
+        "resyncing": "failed_over",
+        "failed": "failed_over",
+        "paused": "failed_over",
+    },
+    # FailoverRolledBack or FailoverFailed
+    "given_back": {"failed_over": "gap"},
+    "given_back_paused": {"failed_over": "paused"},
+    # Promoted, FailoverCommitted
     "promoted": {
         "syncing": "promoted",
         "protected": "promoted",

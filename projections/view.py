@@ -1,17 +1,19 @@
-"""The plan of a read at a point: scratch before journal before recovery volume.
+"""The plan of a read at a point: overlay before journal before recovery volume.
 
-`ScratchMap` says which blocks a view's scratch holds. Pure: whoever opens the files is in `consumers/diskbox/`.
+`BlockMap` says which blocks a view's overlay holds. Pure: whoever opens the files is in `consumers/diskbox/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from mmap import mmap
+
+import numpy as np
 
 from rephub.projections.index import RECOVERY, SCRATCH, ZERO, Piece
 
 BLOCK_BYTES = 4096
 """Granule of copy-on-write: what guests write in, so that few writes need the rest of their block."""
-_CHUNK_BLOCKS = 1024
 
 Lookup = Callable[[int, int], list[Piece]]
 """The journal's answer for (start, length) at the view's point."""
@@ -20,65 +22,106 @@ Lookup = Callable[[int, int], list[Piece]]
 ABSENT = 0
 HELD = 1
 ZEROED = 2
-"""What a scratch says of a block: nothing, its data, or that it is zeroes (which take no space)."""
+"""What an overlay says of a block: nothing, its data, or that it is zeroes (which take no space)."""
+FOLDED = 3
+"""Nothing any more: what it held was moved to where everything else is. It was written since the overlay began."""
+
+_FEW_BLOCKS = 32
+"""So many are looked at one by one: quicker than an array."""
 
 
-class ScratchMap:
-    """Which blocks a scratch holds; a byte a block, kept for parts of 4 MiB that were written."""
+class BlockMap:
+    """Which blocks an overlay holds: a byte a block, in a buffer that somebody may have mapped from a file.
 
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytearray] = {}
-        self.held_blocks = 0
-        """Blocks with data: the space that the scratch takes."""
+    Args:
+        states: the buffer; it is changed in place.
+    """
+
+    def __init__(self, states: bytearray | mmap) -> None:
+        self._bytes = states
+        self._states = np.frombuffer(states, np.uint8)
+        self.held_blocks = int(np.count_nonzero(self._states == HELD))
+        """Blocks with data: the space that the overlay takes."""
+        self._untouched = not self._states.any()
 
     def state(self, block: int) -> int:
-        """ABSENT, HELD or ZEROED."""
-        chunk = self._chunks.get(block // _CHUNK_BLOCKS)
-        return ABSENT if chunk is None else chunk[block % _CHUNK_BLOCKS]
+        """ABSENT, HELD, ZEROED or FOLDED."""
+        return self._bytes[block]
 
-    def growth(self, first_block: int, next_block: int) -> int:
-        """How many blocks of [first, next) hold no data yet."""
-        total = next_block - first_block
-        for number, first, next_ in _chunked(first_block, next_block):
-            chunk = self._chunks.get(number)
-            total -= 0 if chunk is None else chunk.count(HELD, first, next_)
-        return total
+    def count(self, state: int, first_block: int, next_block: int) -> int:
+        """How many blocks of [first, next) are in the state."""
+        return int(np.count_nonzero(self._states[first_block:next_block] == state))
 
     def set(self, first_block: int, next_block: int, state: int) -> None:
-        """[first, next) are HELD or ZEROED from now on."""
-        for number, first, next_ in _chunked(first_block, next_block):
-            chunk = self._chunks.setdefault(number, bytearray(_CHUNK_BLOCKS))
-            self.held_blocks -= chunk.count(HELD, first, next_)
-            chunk[first:next_] = bytes((state,)) * (next_ - first)
-            self.held_blocks += (next_ - first) if state == HELD else 0
+        """[first, next) are in the state from now on."""
+        self.held_blocks -= self.count(HELD, first_block, next_block)
+        self._states[first_block:next_block] = state
+        self.held_blocks += (next_block - first_block) if state == HELD else 0
+        self._untouched = False
 
     def runs(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """(start, length, state) over [start, start + length), ascending; neighbours differ in state."""
-        end = start + length
-        if not self._chunks:
-            yield start, length, ABSENT
+        """(start, length, state) over the bytes [start, start + length), ascending; neighbours differ in state."""
+        first, next_ = start // BLOCK_BYTES, -(-(start + length) // BLOCK_BYTES)
+        if self._untouched or next_ - first == 1:
+            yield start, length, self._bytes[first]
             return
-        run_start, state = start, self.state(start // BLOCK_BYTES)
-        position = (start // BLOCK_BYTES + 1) * BLOCK_BYTES
-        while position < end:
-            now = self.state(position // BLOCK_BYTES)
-            if now != state:
-                yield run_start, position - run_start, state
-                run_start, state = position, now
-            position += BLOCK_BYTES
-        yield run_start, end - run_start, state
+        if next_ - first <= _FEW_BLOCKS:
+            few = self._bytes[first:next_]
+            edges = [number for number in range(1, len(few)) if few[number] != few[number - 1]]
+        else:
+            edges = (np.flatnonzero(np.diff(self._states[first:next_])) + 1).tolist()
+        low = start
+        for block in (*edges, next_ - first):
+            high = min((first + block) * BLOCK_BYTES, start + length)
+            yield low, high - low, self._bytes[low // BLOCK_BYTES]
+            low = high
+
+    def next_run(
+        self, states: Collection[int], first_block: int, blocks_max: int
+    ) -> tuple[int, int, int] | None:
+        """The first run of blocks in one of the states, at or after a block.
+
+        Returns:
+            (first, next, state), at most `blocks_max` long; None: there is none.
+        """
+        total = len(self._states)
+        wanted = np.zeros(256, np.bool_)
+        wanted[list(states)] = True
+        while first_block < total:
+            part = wanted[self._states[first_block : first_block + _SCAN_BLOCKS]]
+            found = int(part.argmax())
+            if not part[found]:
+                first_block += len(part)
+                continue
+            first = first_block + found
+            run = self._states[first : first + blocks_max]
+            other = np.flatnonzero(run != run[0])
+            return first, first + (int(other[0]) if len(other) else len(run)), int(run[0])
+        return None
+
+    def written(self) -> list[tuple[int, int]]:
+        """(first, next) of all runs of blocks that are not ABSENT, ascending."""
+        found: list[tuple[int, int]] = []
+        block = 0
+        while (run := self.next_run((HELD, ZEROED, FOLDED), block, len(self._states))) is not None:
+            block = run[1]
+            if found and found[-1][1] == run[0]:
+                found[-1] = (found[-1][0], block)
+            else:
+                found.append((run[0], block))
+        return found
+
+    def release(self) -> None:
+        """Let go of the buffer."""
+        self._bytes = bytearray()
+        self._states = np.zeros(0, np.uint8)
 
 
-def _chunked(first_block: int, next_block: int) -> Iterator[tuple[int, int, int]]:
-    """(chunk, first, next) for the parts of [first, next) that lie in one chunk each."""
-    while first_block < next_block:
-        number, first = divmod(first_block, _CHUNK_BLOCKS)
-        next_ = min(_CHUNK_BLOCKS, first + next_block - first_block)
-        yield number, first, next_
-        first_block += next_ - first
+_SCAN_BLOCKS = 1 << 20
+"""Looked at in one go when the next run is sought: 4 GiB of the volume."""
 
 
-def plan(start: int, length: int, scratch: ScratchMap | None, lookup: Lookup) -> list[Piece]:
+def plan(start: int, length: int, scratch: BlockMap | None, lookup: Lookup) -> list[Piece]:
     """Where each byte of a read is: the scratch wins over the journal, the journal over the recovery volume.
 
     Args:

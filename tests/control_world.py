@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from failover_actors import agent_failovers, diskbox_failovers
 from rephub.agent.memory import decide as decide_sync
 from rephub.core.control.ids import event_id
 from rephub.core.errors import NotFoundError, RephubError, from_json
@@ -104,7 +105,7 @@ def agent_due(
             fields = head(ev.FotAttachFailed, fot.event_id, fot.name, now, source)
             error = NotFoundError(f"no monitor at {fot.qmp}", hint="check --qmp").to_json()
             due.append(ev.FotAttachFailed(**fields, fot=fot.name, agent=name, error=error))
-    return due
+    return due + agent_failovers(catalogue, name, vms, now)
 
 
 def _agent_volume(
@@ -117,6 +118,8 @@ def _agent_volume(
         fields = head(ev.CaptureDetached, cause, f"{name}/{volume.epoch}/{volume.attached}", now, source)
         epoch = volume.epoch if volume.attached else 0
         return [ev.CaptureDetached(**fields, command_id=volume.command_id, volume=name, epoch=epoch)]
+    if volume.failover and volume.attached:
+        return [lost(volume, now, "failed over")]
     if volume.pause_id:
         return [paused(volume, now)]
     if volume.attached and size_bytes not in (None, volume.size_bytes):
@@ -220,9 +223,8 @@ def diskbox_due(catalogue: Catalogue, name: str, now: int) -> list[ev.Record]:
             if move.diskbox == name and moving in move.served and moving not in move.copied:
                 ended = head(ev.MoveCopied, move.event_id, moving, now, source)
                 due.append(ev.MoveCopied(**ended, **fields, path=f"/boxes/{name}/{moving}"))
-    return (
-        due + _diskbox_views(catalogue, name, now, source) + _diskbox_compares(catalogue, name, now, source)
-    )
+    due += _diskbox_views(catalogue, name, now, source) + _diskbox_compares(catalogue, name, now, source)
+    return due + diskbox_failovers(catalogue, name, now)
 
 
 def _diskbox_compares(catalogue: Catalogue, name: str, now: int, source: str) -> list[ev.Record]:

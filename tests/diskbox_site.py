@@ -162,6 +162,26 @@ class DiskboxSite:
             f"{name} planned",
         )
 
+    async def failover(self, name: str, volumes: list[str], kind: str, value: str, **fields: Any) -> Any:
+        """Ask for a fail-over; returns it once it is open, or failed."""
+        await self.tell(
+            ev.FailoverRequested, failover=name, volumes=tuple(volumes), diskbox=self.box, point_kind=kind,
+            point_value=value, **{"dry_run": False, "planned": False} | fields,
+        )  # fmt: skip
+        found = await self.until(
+            lambda catalogue: (found := catalogue.failovers[name]).state in ("planned", "failed") and found,
+            f"{name} planned",
+        )
+        if found.state == "planned":
+            await self.tell(ev.FailoverStarted, failover=name)
+        return await self.failed_over(name, "opened", "failed")
+
+    async def failed_over(self, name: str, *states: str) -> Any:
+        return await self.until(
+            lambda catalogue: (found := catalogue.failovers[name]).state in states and found,
+            f"{name} {states}",
+        )
+
     async def promoted(self, name: str) -> Any:
         return await self.until(
             lambda catalogue: (found := catalogue.promotions[name]).state in ("promoted", "failed") and found,

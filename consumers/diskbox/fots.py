@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rephub.consumers.diskbox.files import storage_errors
+from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
-from rephub.consumers.diskbox.scratch import Scratch
 from rephub.consumers.diskbox.view import View
 from rephub.consumers.diskbox.volume import BoxVolume
 from rephub.core.errors import ConflictError, NotFoundError
@@ -150,7 +150,9 @@ class Fots:
         scratch = None
         if not read_only:
             size_bytes = projector.timeline.size_at(resolved.offset)
-            scratch = Scratch(opened.directory / f"{name}.scratch", size_bytes, self._scratch_bytes)
+            scratch = Overlay.create(
+                opened.directory, name, size_bytes, self._scratch_bytes, {}, durable=False
+            )
         view = View(projector, resolved.offset, scratch)
         opened.server.add_export(view)
         return view

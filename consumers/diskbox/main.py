@@ -93,6 +93,7 @@ async def _diskbox(settings: Settings) -> AsyncIterator[Diskbox]:
             scratch_bytes=settings.diskbox.scratch_bytes,
             capacity=settings.diskbox.capacity,
             move_host=settings.diskbox.move_host,
+            fold_bytes_per_second=settings.diskbox.fold_bytes_per_second,
         )
 
 

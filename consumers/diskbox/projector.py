@@ -92,6 +92,8 @@ class Projector:
         self._on_stopped, self._on_resumed, self._reopen = on_stopped, on_resumed, reopen
         self._pace_seconds = pace_seconds
         self._frozen_at: int | None = None
+        self._rate = 0
+        """Bytes a second that are applied at most while `_frozen_at` is set; 0: no limit."""
         self._room_bytes = applier.position.applied.size_bytes
         """The recovery volume can grow to this size."""
         self._no_room = False
@@ -290,6 +292,8 @@ class Projector:
             self._forget_recent()
             self.changed.notify()
             moved = True
+            if self._frozen_at is not None and self._rate:
+                await asyncio.sleep(sum(_data_bytes(record) for _, record in events) / self._rate)
         return moved
 
     def _target(self) -> int:
@@ -297,7 +301,7 @@ class Projector:
         if self._frozen_at is None:
             target = floor_target(self.timeline, self.history, self.pins.values())
         else:
-            target = max(self._frozen_at, self.floor_offset)
+            target = max(min([self._frozen_at, *self.pins.values()]), self.floor_offset)
             if self._is_held_by_rot():
                 target = self.floor_offset
         return min(target, self.head_offset)
@@ -367,7 +371,7 @@ class Projector:
         while first <= last_offset and total < APPLY_BYTES:
             fetched = await self.source.events(first, APPLY_BYTES)
             events += [event for event in fetched if due(event[0], last_offset)]
-            total += sum(len(getattr(record, "data", b"")) for _, record in fetched)
+            total += sum(_data_bytes(record) for _, record in fetched)
             first = fetched[-1][0] + 1
         return events
 
@@ -422,6 +426,16 @@ class Projector:
         if self.divergence is not None:
             raise self.divergence
 
+    def hold_at(self, journal_offset: int, bytes_per_second: int = 0) -> None:
+        """Let the floor rise to the point and nowhere else until `thaw`, as far as pins let it.
+
+        Args:
+            journal_offset: the point.
+            bytes_per_second: applied at most; 0: as fast as it goes.
+        """
+        self._frozen_at, self._rate = journal_offset, bytes_per_second
+        self.changed.notify()
+
     async def apply_exactly(self, journal_offset: int, timeout_seconds: float) -> None:
         """Let the floor rise to the point and nowhere else from now on; wait until it is applied.
 
@@ -430,8 +444,7 @@ class Projector:
             StorageError: the disk refuses; it goes on when it can.
             IntegrityError: an event that is to be applied cannot be read any more.
         """
-        self._frozen_at = journal_offset
-        self.changed.notify()
+        self.hold_at(journal_offset)
         await self.changed.wait_for(
             lambda: (
                 self.applier.applied_offset >= journal_offset
@@ -485,3 +498,8 @@ class Projector:
         """Undo `apply_exactly` or `freeze`: trail the head again."""
         self._frozen_at = None
         self.changed.notify()
+
+
+def _data_bytes(record: object) -> int:
+    """Of a record's payload."""
+    return len(getattr(record, "data", b""))

@@ -73,7 +73,8 @@ class Promotions:
             for projector, resolved in points.values():
                 projector.pin(holder(promotion), resolved.offset)
         return tuple(
-            self._item(promotion, name, projector, resolved) for name, (projector, resolved) in points.items()
+            plan_item(projector, resolved, None if promotion.to is None else str(target(promotion, name)))
+            for name, (projector, resolved) in points.items()
         )
 
     def _check_tests(self, volume: str, offset: int) -> None:
@@ -84,17 +85,6 @@ class Promotions:
                     f"fail-over test {name} holds {volume} at offset {pinned}, below {offset}",
                     hint=f"rephub fot stop {name}", fot=name, volume=volume,
                 )  # fmt: skip
-
-    def _item(self, promotion: Promotion, name: str, projector: Projector, resolved: Resolved) -> PlanItem:
-        events, length = projector.index.count(projector.applier.applied_offset, resolved.offset)
-        lost_events, lost_bytes = projector.index.count(resolved.offset, projector.head_offset)
-        head_at = projector.timeline.captured_at(projector.head_offset) or 0
-        lost_seconds = max(0, head_at - (resolved.captured_at or head_at)) / 1e6
-        path = projector.applier.position.path if promotion.to is None else str(target(promotion, name))
-        return PlanItem(
-            volume=name, offset=resolved.offset, captured_at=resolved.captured_at, checkpoint=resolved.checkpoint, path=path,
-            events=events, bytes=length, lost_events=lost_events, lost_bytes=lost_bytes, lost_seconds=lost_seconds,
-        )  # fmt: skip
 
     def pin_again(self, promotion: Promotion, box: BoxVolume) -> None:
         """After a restart, before the projector runs: hold what the plan promised of its volume."""
@@ -123,7 +113,7 @@ class Promotions:
         """
         for plan in promotion.plans:
             projector = projector_of(self._volumes, plan["volume"])
-            _check_floor(projector, plan)
+            check_floor(projector, plan)
             view = View(projector, plan["offset"], None)
             await copy_view(view, target(promotion, plan["volume"]))
 
@@ -151,9 +141,9 @@ class Promotions:
         try:
             for box, plan in pending:
                 projector = projector_of(self._volumes, box.name)
-                _check_floor(projector, plan)
+                check_floor(projector, plan)
                 await self._check_ours(box.name)
-                await fence(self._store, projector, promotion.name)
+                await fence(self._store, projector, promotion.name, "promote")
             for box, plan in pending:
                 await projector_of(self._volumes, box.name).apply_exactly(plan["offset"], APPLY_SECONDS)
             for box, plan in pending:
@@ -182,6 +172,26 @@ class Promotions:
             await box.close()
 
 
+def plan_item(projector: Projector, resolved: Resolved, path: str | None = None) -> PlanItem:
+    """What a point means: events to apply below it, events lost above it.
+
+    Args:
+        projector: of the volume; all of its journal is read.
+        resolved: the point.
+        path: where the volume will be; None: its recovery volume.
+    """
+    offset = resolved.offset
+    events, length = projector.index.count(projector.applier.applied_offset, offset)
+    lost_events, lost_bytes = projector.index.count(offset, projector.head_offset)
+    head_at = projector.timeline.captured_at(projector.head_offset) or 0
+    lost_seconds = max(0, head_at - (resolved.captured_at or head_at)) / 1e6
+    return PlanItem(
+        volume=projector.volume, offset=offset, captured_at=resolved.captured_at, checkpoint=resolved.checkpoint,
+        path=path or projector.applier.position.path, events=events, bytes=length, lost_events=lost_events,
+        lost_bytes=lost_bytes, lost_seconds=lost_seconds,
+    )  # fmt: skip
+
+
 def holder(promotion: Promotion) -> str:
     """The name of a promotion's pins."""
     return f"promote:{promotion.name}"
@@ -202,7 +212,8 @@ def _is_done(box: BoxVolume, promotion: Promotion) -> bool:
     return box.position is not None and box.position.promoted.get("promotion") == promotion.name
 
 
-def _check_floor(projector: Projector, plan: dict[str, Any]) -> None:
+def check_floor(projector: Projector, plan: dict[str, Any]) -> None:
+    """Raise PointNotAvailableError if the floor has passed what was planned."""
     if projector.floor_offset > plan["offset"]:
         earliest = projector.timeline.earliest_offset()
         raise PointNotAvailableError(

@@ -20,12 +20,26 @@ from rephub.core.targets import target_kind
 
 async def open_recovery(position: Position) -> RecoveryVolume:
     """The recovery volume of a position. Raises StorageError."""
-    kind = target_kind(position.path)
+    return await open_target(position.path, position.applied.size_bytes, position.identity)
+
+
+async def open_target(target: str, size_bytes: int, identity: str) -> RecoveryVolume:
+    """A recovery volume that was made before.
+
+    Args:
+        target: file, device or NBD URI.
+        size_bytes: of the volume.
+        identity: of the device, as far as it is known.
+
+    Raises:
+        StorageError: it is away, or another one.
+    """
+    kind = target_kind(target)
     if kind == "nbd":
-        return await NbdVolume.open(position.path, position.applied.size_bytes)
-    path = Path(position.path)
+        return await NbdVolume.open(target, size_bytes)
+    path = Path(target)
     if kind == "device":
-        return await asyncio.to_thread(BlockDevice, path, position.applied.size_bytes, position.identity)
+        return await asyncio.to_thread(BlockDevice, path, size_bytes, identity)
     return RawFile(path)
 
 

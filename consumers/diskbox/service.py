@@ -20,6 +20,8 @@ from rephub.consumers.diskbox.applier import CrashPoint, _go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
 from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.failover_jobs import FailoverJobs
+from rephub.consumers.diskbox.failovers import Failovers
 from rephub.consumers.diskbox.fot_jobs import FotJobs
 from rephub.consumers.diskbox.fots import Fots
 from rephub.consumers.diskbox.jobs import Jobs
@@ -69,6 +71,7 @@ class Diskbox:
         capacity: volumes it takes.
         crash_point, pace_seconds, detach_seconds: see where they go.
         move_host: address on which moves are served; empty: a unix socket.
+        fold_bytes_per_second: see `Failovers`.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Diskbox:
         pace_seconds: float = PACE_SECONDS,
         detach_seconds: float = DETACH_SECONDS,
         move_host: str = "",
+        fold_bytes_per_second: int = 0,
     ) -> None:
         self.name = name
         self.capacity = capacity
@@ -110,6 +114,11 @@ class Diskbox:
         self._promote_jobs = PromoteJobs(
             name, self.catalogue, self.promotions, self._jobs, self._facts, self._folded
         )
+        self.failovers = Failovers(
+            self.directory / "failovers", self.sockets, store, self.volumes,
+            fold_bytes_per_second=fold_bytes_per_second, owns=self._ownership.owns,
+        )  # fmt: skip
+        self._failover_jobs = FailoverJobs(name, self.catalogue, self.failovers, self._jobs, self._facts)
         self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
         self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
         self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
@@ -152,6 +161,7 @@ class Diskbox:
         await self._jobs.cancel()
         for fot in list(self.fots.open):
             await self.fots.stop(fot)
+        await self.failovers.shut_all()
         await self.moves.close()
         for box in self.volumes.values():
             await box.close()
@@ -197,6 +207,7 @@ class Diskbox:
                         self._round_of_volume(volume)
                 self._fot_jobs.round()
                 self._promote_jobs.round()
+                self._failover_jobs.round()
                 self._compare_jobs.round()
                 self._window_watch.round()
 
@@ -244,6 +255,9 @@ class Diskbox:
         for promotion in self.catalogue.promotions.values():
             if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
                 self.promotions.pin_again(promotion, box)
+        for failover in self.catalogue.failovers.values():
+            if failover.diskbox == self.name:
+                self.failovers.pin_again(failover, box)
         self._compare_jobs.begin_again(box)
         self.moves.hold(box)
         self._run_projector(box)

@@ -29,6 +29,7 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
             {"volume": name, "done_bytes": done, "total_bytes": total}
             for name, (done, total) in diskbox.moves.progress.items()
         ],
+        "failovers": diskbox.failovers.status(),
         "fots": [
             {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}
             for fot in diskbox.fots.open.values()

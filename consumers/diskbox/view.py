@@ -12,12 +12,12 @@ import asyncio
 import errno
 
 from rephub.consumers.diskbox.files import is_full
+from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
-from rephub.consumers.diskbox.scratch import Scratch
 from rephub.core.errors import IntegrityError, NotFoundError, RequestError, StorageError, UnavailableError
 from rephub.core.nbd.export import Buffer, ExportInfo, Extents
 from rephub.projections.index import DATA, RECOVERY, SCRATCH, Piece
-from rephub.projections.view import BLOCK_BYTES, ZEROED, allocation, plan
+from rephub.projections.view import BLOCK_BYTES, allocation, plan
 
 PLANS_MAX = 5
 """Times a read is planned anew because the projector applied what it was about to fetch."""
@@ -36,7 +36,7 @@ class View:
         scratch: takes writes; None: read-only.
     """
 
-    def __init__(self, projector: Projector, offset: int, scratch: Scratch | None) -> None:
+    def __init__(self, projector: Projector, offset: int, scratch: Overlay | None) -> None:
         self.projector = projector
         self.offset = offset
         self.scratch = scratch
@@ -119,13 +119,13 @@ class View:
             content = data if not head and not tail else b"".join((head, data, tail))
             await self._store(scratch, low, content)
 
-    async def _store(self, scratch: Scratch, start: int, content: Buffer) -> None:
+    async def _store(self, scratch: Overlay, start: int, content: Buffer) -> None:
         try:
             await scratch.write(start, content)
         except StorageError as exc:
             raise RequestError(exc.message, errno=errno.ENOSPC if is_full(exc) else errno.EIO) from exc
 
-    def _writable(self) -> Scratch:
+    def _writable(self) -> Overlay:
         if self.scratch is None:
             raise RequestError("the view is read-only", errno=errno.EPERM)
         return self.scratch
@@ -143,7 +143,7 @@ class View:
         if start < first_whole * BLOCK_BYTES:
             await self.write(start, bytes(first_whole * BLOCK_BYTES - start), fua)
         async with self._write_lock:
-            scratch.map.set(first_whole, next_whole, ZEROED)
+            scratch.zero(first_whole, next_whole)
         if end > next_whole * BLOCK_BYTES:
             await self.write(next_whole * BLOCK_BYTES, bytes(end - next_whole * BLOCK_BYTES), fua)
 

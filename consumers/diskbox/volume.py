@@ -23,7 +23,7 @@ from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX, Comparer
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.position import FILE, Position, load_position, save_position
 from rephub.consumers.diskbox.projector import PACE_SECONDS, Projector
-from rephub.consumers.diskbox.recovery import check_free, create_raw_file, remove_raw_file
+from rephub.consumers.diskbox.recovery import RecoveryVolume, check_free, create_raw_file, remove_raw_file
 from rephub.consumers.diskbox.recovery_targets import check_target, open_recovery
 from rephub.core.errors import ConflictError, RephubError, StorageError, UnavailableError
 from rephub.core.journal.port import JournalReader, JournalStore
@@ -235,18 +235,25 @@ class BoxVolume:
 
     async def close(self) -> None:
         """Stop the projector and let go of files; the position stays as it is."""
+        if self.projector is not None:
+            await (await self.hand_over()).close()
+
+    async def hand_over(self) -> RecoveryVolume:
+        """Stop the projector; the recovery volume, still open, is the caller's. Raises ConflictError: not projected."""
+        projector = self.projector
+        if projector is None:
+            raise ConflictError(f"{self.name} is not projected now", volume=self.name)
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self.projector is not None:
-            self.position = self.projector.applier.position
-            await self.projector.applier.recovery.close()
-            self.projector = self.comparer = None
+        self.position = projector.applier.position
+        self.projector = self.comparer = None
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
+        return projector.applier.recovery
 
     async def rejoin(self, wanted: Wanted) -> None:
         """After a divergence: forget all points, start at the EpochStarted of a later attachment.

@@ -30,6 +30,19 @@ class CancelVerify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Make a fail-over permanent."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    close: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateCheckpoint:
     """Mark one instant of a volume or group."""
 
@@ -65,6 +78,24 @@ class DrainDiskbox:
     deadline_at: int
     diskbox: str
     drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failover:
+    """Run from a point."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+    point_kind: str
+    point_value: str
+    dry_run: bool
+    planned: bool
+    qmp: str | None = None
+    rollback_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +192,18 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """Undo a fail-over."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetHistory:
     """Change how much history a volume, or each volume of a group, keeps; a field that is null stays as it is."""
 
@@ -241,5 +284,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelVerify | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

@@ -159,6 +159,20 @@ class CommandRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRequested:
+    """The fail-over is to become permanent."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    close: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonAccepted:
     """The diskbox understands Digest events and compares those of this run."""
 
@@ -295,6 +309,266 @@ class ExtentsDigested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverAttachFailed:
+    """The recovery VM could not get the views; they stay open."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    agent: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverAttached:
+    """The recovery VM has the views as disks."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverCloseRequested:
+    """The committed volumes are to be served no longer."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverClosed:
+    """Nothing of the fail-over is served any more."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanItem:
+    """Part of another record."""
+
+    volume: str
+    offset: int
+    captured_at: int | None = None
+    checkpoint: str | None = None
+    path: str
+    events: int
+    bytes: int
+    lost_events: int
+    lost_bytes: int
+    lost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverCommitted:
+    """What the recovered VM wrote is in the recovery volumes, protection ended; they are served until closed."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    plans: tuple[PlanItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverDetached:
+    """The recovery VM has let go of the views, or is gone."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    agent: str
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainedItem:
+    """Part of another record."""
+
+    volume: str
+    offset: int
+    captured_at: int
+    stopped: bool
+    image: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverDrained:
+    """Volumes of a planned fail-over are at rest: their VM is stopped, all that it wrote is acked."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    agent: str
+    drained: tuple[DrainedItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverFailed:
+    """A fail-over that could not be."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverFolded:
+    """All events up to the point are in the recovery volumes."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewItem:
+    """Part of another record."""
+
+    volume: str
+    offset: int
+    captured_at: int | None = None
+    checkpoint: str | None = None
+    uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverOpened:
+    """The views are served, and the VM may start; `plans` says what was lost by the fence."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    views: tuple[ViewItem, ...]
+    plans: tuple[PlanItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverPlanned:
+    """What would be, or will be, opened and lost."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    plans: tuple[PlanItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverRequested:
+    """A fail-over that the hub took; the diskbox plans it, after the agents drained a planned one."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    volumes: tuple[str, ...]
+    group: str | None = None
+    diskbox: str
+    point_kind: str
+    point_value: str
+    dry_run: bool
+    planned: bool
+    qmp: str | None = None
+    agent: str | None = None
+    rollback_seconds: int | None = None
+    deadline_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverResumed:
+    """The protected VM that a planned fail-over had stopped runs again, or is gone."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    agent: str
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverRolledBack:
+    """What the recovered VM wrote is discarded; the volumes are protected as before."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverStarted:
+    """The old epochs end: the diskbox fences them and opens the views."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilterAttached:
     """Capture is on."""
 
@@ -397,17 +671,6 @@ class FotRequested:
     qmp: str | None = None
     agent: str | None = None
     deadline_at: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewItem:
-    """Part of another record."""
-
-    volume: str
-    offset: int
-    captured_at: int | None = None
-    checkpoint: str | None = None
-    uri: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -615,22 +878,6 @@ class PromoteFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanItem:
-    """Part of another record."""
-
-    volume: str
-    offset: int
-    captured_at: int | None = None
-    checkpoint: str | None = None
-    path: str
-    events: int
-    bytes: int
-    lost_events: int
-    lost_bytes: int
-    lost_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PromotePlanned:
     """What would be, or will be, applied and lost."""
 
@@ -785,6 +1032,20 @@ class ResyncRequested:
     cause_id: str | None = None
     hub_epoch: int
     volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackRequested:
+    """The fail-over is to be undone, or cancelled."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1105,5 +1366,5 @@ class VolumesMoved:
     move: str
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | CommitRequested | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FailoverAttachFailed | FailoverAttached | FailoverCloseRequested | FailoverClosed | FailoverCommitted | FailoverDetached | FailoverDrained | FailoverFailed | FailoverFolded | FailoverOpened | FailoverPlanned | FailoverRequested | FailoverResumed | FailoverRolledBack | FailoverStarted | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | RollbackRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, CommitRequested, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FailoverAttachFailed, FailoverAttached, FailoverCloseRequested, FailoverClosed, FailoverCommitted, FailoverDetached, FailoverDrained, FailoverFailed, FailoverFolded, FailoverOpened, FailoverPlanned, FailoverRequested, FailoverResumed, FailoverRolledBack, FailoverStarted, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, RollbackRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)

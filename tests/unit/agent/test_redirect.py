@@ -157,7 +157,7 @@ class Site:
             SimpleNamespace(  # type: ignore[arg-type]
                 vms=self,
                 settings=SimpleNamespace(agent=SimpleNamespace(id="a1")),
-                catalogue=SimpleNamespace(fots={"f1": self.fot}),
+                catalogue=SimpleNamespace(fots={"f1": self.fot}, failovers={}),
                 announcer=SimpleNamespace(emit=self._emit),
             )
         )

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_world import DISK_BYTES, World, attached, fresh, head, lost, node, replay, state_of
+from failover_actors import agent_failovers
 from rephub.core.errors import ConflictError, IntegrityError
 from rephub.projections import catalogue as catalogue_module
 from rephub.projections import fold, states
@@ -60,6 +61,18 @@ def busy_world() -> World:
     world.new_hub()
     world.done(world.command(cmd.Promote, volume="v1", dry_run=True, **point))
     world.done(world.command(cmd.Promote, volume="v1", dry_run=False, to="/copy", **point))
+    rest = {"dry_run": False, "planned": False, **point}
+    world.done(world.command(cmd.Failover, volume="v1", qmp="/vm1.sock", **rest))
+    world.done(world.command(cmd.Rollback, volume="v1"))
+    world.done(world.command(cmd.Failover, volume="v1", qmp="/nowhere", **rest))
+    world.done(world.command(cmd.Rollback, volume="v1"))
+    move = world.command(cmd.Failover, volume="v1", **rest | {"planned": True})
+    world.send(move)
+    world.append(agent_failovers(world.catalogue, "a1", world.vms["a1"], world.now)[0])
+    world.done(world.command(cmd.Rollback, volume="v1"))
+    world.done(world.command(cmd.Failover, volume="v1", **rest))
+    world.done(world.command(cmd.Commit, volume="v1", close=True))
+    world.protected("v1")
     world.done(world.command(cmd.Promote, volume="v1", dry_run=False, **point))
     world.rejected(world.command(cmd.Resync, volume="nope"))
     world.already(world.protect_command("v2", group="g", node="n2"))
@@ -93,7 +106,7 @@ BUSY = busy_world()
 def test_busy_world_has_nearly_every_event() -> None:
     """The other tests are worth as much as the log they use."""
     missing = {kind.__name__ for kind in ev.RECORDS} - {type(event).__name__ for event in BUSY.log}
-    assert missing == {"CheckpointFailed", "FotFailed", "PauseFailed", "PromoteFailed"}
+    assert missing == {"CheckpointFailed", "FailoverFailed", "FotFailed", "PauseFailed", "PromoteFailed"}
     assert BUSY.catalogue.ignored == []
     assert set(fold.FOLDS) == set(ev.RECORDS)
 

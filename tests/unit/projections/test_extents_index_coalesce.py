@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rephub.projections import index as index_module
 from rephub.projections.coalesce import changed_length, coalesce
 from rephub.projections.index import DATA, RECOVERY, SCRATCH, ZERO, Index, Piece
-from rephub.projections.view import BLOCK_BYTES, HELD, ZEROED, ScratchMap, allocation, plan
+from rephub.projections.view import BLOCK_BYTES, FOLDED, HELD, ZEROED, BlockMap, allocation, plan
 from rephub.schemas.journal import Write, Zero
 
 SIZE = 5 * 65536 // 2
@@ -102,23 +102,34 @@ def test_coalesced_writes_equal_the_events_in_order(changes, recovery_first) -> 
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 2100), st.integers(1, 1500), st.sampled_from([HELD, ZEROED])), max_size=12
+        st.tuples(st.integers(0, 2100), st.integers(1, 1500), st.sampled_from([HELD, ZEROED, FOLDED])),
+        max_size=12,
     ),
     st.data(),
 )
 def test_scratch_wins_over_everything_else(writes, data) -> None:
-    scratch = ScratchMap()
+    scratch = BlockMap(bytearray(4096))
     model = [0] * 4096
     for first, count, state in writes:
-        assert scratch.growth(first, first + count) == count - model[first : first + count].count(HELD)
+        assert scratch.count(HELD, first, first + count) == model[first : first + count].count(HELD)
         scratch.set(first, first + count, state)
         model[first : first + count] = [state] * count
     assert scratch.held_blocks == model.count(HELD)
+    assert {block for run in scratch.written() for block in range(*run)} == {
+        block for block, state in enumerate(model) if state
+    }
+    block, folded = 0, []
+    while (run := scratch.next_run((HELD, ZEROED), block, 200)) is not None:
+        block = run[1]
+        assert 0 < run[1] - run[0] <= 200
+        assert model[run[0] : run[1]] == [run[2]] * (run[1] - run[0])
+        folded += range(*run[:2])
+    assert folded == [number for number, state in enumerate(model) if state in (HELD, ZEROED)]
     start = data.draw(st.integers(0, 4096 * BLOCK_BYTES - 1))
     length = data.draw(st.integers(1, 4096 * BLOCK_BYTES - start))
     pieces = plan(start, length, scratch, lambda start, length: Index().lookup(start, length, -1))
     position = start
-    kinds = {0: RECOVERY, HELD: SCRATCH, ZEROED: ZERO}
+    kinds = {0: RECOVERY, HELD: SCRATCH, ZEROED: ZERO, FOLDED: RECOVERY}
     for piece in pieces:
         assert piece.start == position
         blocks = range(piece.start // BLOCK_BYTES, (piece.start + piece.length - 1) // BLOCK_BYTES + 1)
