@@ -25,6 +25,9 @@ DELETE_SECONDS = 10.0
 
 POLL_SECONDS = 0.05
 
+RECONNECT_SECONDS = 120
+"""How long the guest waits for a diskbox that is started anew, before it sees an I/O error."""
+
 HALTED = ("prelaunch", "paused")
 """States of a VM that somebody started for us to let run."""
 
@@ -110,6 +113,7 @@ def _node(disk: Disk) -> dict[str, Any]:
         "export": disk.export,
         "read-only": disk.read_only,
         "discard": "unmap",
+        "reconnect-delay": RECONNECT_SECONDS,
     }
 
 

@@ -240,23 +240,20 @@ async def commit(
     cli.confirm(f"commit {target}? There is no rollback after it", yes=yes)
     async with connect(cli, seconds) as client:
         command = client.new(cmd.Commit, volume=volume, group=group, close=close)
-        seen: dict[str, Any] = {}
+        seen: dict[str, str] = {}
 
         def committed(event: ev.Record) -> dict[str, Any] | None:
-            if isinstance(event, ev.FailoverCommitted):
-                seen[event.failover] = [_plain(plan) for plan in event.plans]
-            found = getattr(event, "failover", "")
-            if event.command_id == command.id and isinstance(event, ev.CommitRequested):
+            if event.command_id == command.id and isinstance(
+                event, ev.CommitRequested | ev.FailoverCloseRequested
+            ):
                 seen["failover"] = event.failover
-            if event.command_id == command.id and isinstance(event, ev.FailoverCloseRequested):
-                seen["failover"] = event.failover
+            if isinstance(event, ev.FailoverFolded) and event.failover == seen.get("failover"):
+                cli.progress(f"{target}: the journal is in the recovery volume")
             ends = ev.FailoverClosed if close else ev.FailoverCommitted
-            if isinstance(event, ends) and found == seen.get("failover"):
-                return {
-                    "failover": found,
-                    "state": "closed" if close else "committed",
-                    "plans": seen.get(found, []),
-                }
+            if isinstance(event, ends) and event.failover == seen.get("failover"):
+                state = "closed" if close else "committed"
+                plans = [_plain(plan) for plan in event.plans]
+                return {"failover": event.failover, "state": state, "plans": plans}
             return None
 
         answer = await client.ask(command, committed, f"commit of {target}")

@@ -212,7 +212,9 @@ def _sync_completed(catalogue: Catalogue, event: ev.VolumeSyncCompleted) -> None
 
 def _capture_lost(catalogue: Catalogue, event: ev.CaptureLost) -> None:
     volume = _current(catalogue, event.volume, event.epoch)
-    move(volume, "lost", event.at, volume.stopped or volume.differs or event.reason)
+    # A fail-over says more than that the agent let go for it.
+    reason = volume.reason if volume.failover else event.reason
+    move(volume, "lost", event.at, volume.stopped or volume.differs or reason)
     volume.attached = False
 
 

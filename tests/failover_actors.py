@@ -83,5 +83,5 @@ def diskbox_failovers(catalogue: Catalogue, diskbox: str, now: int) -> list[ev.R
         elif found.state == "rolling_back" and not found.redirected:
             due.append(_event(ev.FailoverRolledBack, found, now, source, reason=found.reason))
         elif found.state == "closing" and not found.redirected:
-            due.append(_event(ev.FailoverClosed, found, now, source, reason="closed"))
+            due.append(_event(ev.FailoverClosed, found, now, source, reason="closed", plans=plans))
     return due

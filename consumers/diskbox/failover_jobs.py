@@ -112,9 +112,7 @@ class FailoverJobs:
             self._failovers.problems[failover.name] = exc
             raise UnavailableError(exc.message) from exc
         self._failovers.problems.pop(failover.name, None)
-        await self._tell(
-            ev.FailoverCommitted, failover, plans=tuple(ev.PlanItem(**plan) for plan in failover.plans)
-        )
+        await self._tell(ev.FailoverCommitted, failover, plans=_done(failover))
 
     async def _undo(self, failover: Failover) -> None:
         await self._failovers.undo(failover)
@@ -122,7 +120,7 @@ class FailoverJobs:
 
     async def _close(self, failover: Failover) -> None:
         await self._failovers.close(failover)
-        await self._tell(ev.FailoverClosed, failover, reason="closed")
+        await self._tell(ev.FailoverClosed, failover, reason="closed", plans=_done(failover))
 
     async def _tidy(self, failover: Failover) -> None:
         """It ended without us, or half done."""
@@ -131,3 +129,8 @@ class FailoverJobs:
     async def _failed(self, failover: Failover, error: RephubError) -> None:
         await self._failovers.undo(failover)
         await self._tell(ev.FailoverFailed, failover, error=error.to_json())
+
+
+def _done(failover: Failover) -> tuple[ev.PlanItem, ...]:
+    """The plan as what was done."""
+    return tuple(ev.PlanItem(**plan) for plan in failover.plans)

@@ -194,7 +194,7 @@ class Failovers:
     async def _view(self, failover: Failover, plan: dict[str, Any], opened: OpenFailover) -> FailoverView:
         name, offset = plan["volume"], plan["offset"]
         if self._is_committed(failover, name):
-            overlay = self._overlay(opened, failover, plan, 0)
+            overlay = self._overlay(opened, failover, plan, 0, {})
             recovery = await self._own_recovery(plan, name, overlay.size_bytes)
             opened.recoveries[name] = recovery
             view = FailoverView(name, offset, overlay.size_bytes, RecoveryBase(recovery, 0), overlay)
@@ -204,7 +204,8 @@ class Failovers:
         check_floor(projector, plan)
         projector.pin(holder(failover), offset)
         below = View(projector, offset, None)
-        overlay = self._overlay(opened, failover, plan, below.size_bytes)
+        above = {"point": await projector.identity_at(offset)}
+        overlay = self._overlay(opened, failover, plan, below.size_bytes, above)
         return FailoverView(name, offset, below.size_bytes, below, overlay)
 
     def _is_committed(self, failover: Failover, volume: str) -> bool:
@@ -219,10 +220,15 @@ class Failovers:
         )
 
     def _overlay(
-        self, opened: OpenFailover, failover: Failover, plan: dict[str, Any], size_bytes: int
+        self,
+        opened: OpenFailover,
+        failover: Failover,
+        plan: dict[str, Any],
+        size_bytes: int,
+        above: dict[str, str],
     ) -> Overlay:
         """A new one while nothing was opened yet; else the one that a VM has written to. Raises: as `start`."""
-        identity = {"failover": failover.name, "volume": plan["volume"], "offset": plan["offset"]}
+        identity = {"failover": failover.name, "volume": plan["volume"], "offset": plan["offset"]} | above
         if failover.state == "started":
             return Overlay.create(opened.directory, plan["volume"], size_bytes, None, identity, durable=True)
         return Overlay.reopen(opened.directory, plan["volume"], None, identity, durable=True)

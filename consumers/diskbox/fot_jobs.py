@@ -46,8 +46,16 @@ class FotJobs:
         self._jobs = jobs
         self._facts = facts
 
+    def running(self) -> list[Fot]:
+        """Those whose views are served, or were by a former process."""
+        return [
+            fot
+            for fot in self._catalogue.fots.values()
+            if fot.diskbox == self._diskbox and fot.views and not fot.ended
+        ]
+
     def round(self) -> None:
-        """Do what is missing; what this process does not know is over."""
+        """Do what is missing."""
         for fot in list(self._catalogue.fots.values()):
             if fot.diskbox == self._diskbox:
                 self._round_of(fot)
@@ -62,9 +70,9 @@ class FotJobs:
         if fot.state == "requested" and not is_open:
             self._jobs.once(("fot", fot.name), functools.partial(self._start, fot))
         elif fot.state in ("started", "stopping") and not starting:
-            if not is_open:
-                reason = "stopped" if fot.state == "stopping" and not fot.views else "diskbox restarted"
-                self._jobs.once(("unfot", fot.name), functools.partial(self._stop, fot, reason))
+            if not is_open and fot.views and (fot.state == "started" or fot.redirected):
+                # Also for a VM that is to let go of it: it may have writes under way.
+                self._jobs.once(("fot-again", fot.name), functools.partial(self._resume, fot))
             elif fot.state == "stopping" and not fot.redirected:
                 self._jobs.once(("unfot", fot.name), functools.partial(self._stop, fot, "stopped"))
         elif fot.ended and is_open and not starting:
@@ -83,8 +91,17 @@ class FotJobs:
             ev.FotStarted, fot.event_id, fot.name, fot.command_id, fot=fot.name, views=views
         )
 
+    async def _resume(self, fot: Fot) -> None:
+        try:
+            await self._fots.resume(fot)
+        except (UnavailableError, IndeterminateError):
+            raise
+        except RephubError as exc:
+            await self._stop(fot, f"diskbox restarted: {exc.message}")
+
     async def _stop(self, fot: Fot, reason: str) -> None:
         await self._fots.stop(fot.name)
+        self._fots.unpin(fot)
         for name in fot.volumes:
             if name in self._volumes:
                 await self._promotions.let_go(self._volumes[name])

@@ -1,7 +1,8 @@
 """Fail-over tests: views with scratch, served over NBD until they are stopped.
 
 All volumes of a test open or none. A pin is set in the same loop turn in which the point is resolved, so the floor cannot
-pass in between. A test does not outlive its process: the next one removes what is left and says so.
+pass in between. A test outlives its process: the next one pins its points again before anything is applied, and serves
+the same bytes at the same socket, or says that it is over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rephub.core.errors import ConflictError, NotFoundError
 from rephub.core.nbd.server import NbdServer
 from rephub.core.nbd.uri import unix_uri
 from rephub.projections.entities import Checkpoint, Fot
-from rephub.projections.points import Resolved, listed_in, resolve_checkpoint, resolve_group
+from rephub.projections.points import Resolved, check_available, listed_in, resolve_checkpoint, resolve_group
 from rephub.schemas.events import ViewItem
 
 log = logging.getLogger(__name__)
@@ -106,11 +107,32 @@ class Fots:
         self._volumes = volumes
         self.open: dict[str, OpenFot] = {}
 
-    def remove_leftovers(self) -> None:
-        """Delete the scratches of a former process. Raises StorageError."""
+    def remove_leftovers(self, tests: Iterable[Fot]) -> None:
+        """Delete the scratches of a former process, but for those of the tests. Raises StorageError."""
+        kept = {_digest(fot.name) for fot in tests}
         with storage_errors("clean", self._directory):
             if self._directory.exists():
-                shutil.rmtree(self._directory)
+                for directory in self._directory.iterdir():
+                    if directory.name not in kept:
+                        shutil.rmtree(directory)
+
+    def pin_again(self, fot: Fot, box: BoxVolume) -> None:
+        """After a restart, before the projector runs: hold the point that a test shows of its volume."""
+        projector = box.projector
+        for view in fot.views:
+            if (
+                view["volume"] == box.name
+                and projector is not None
+                and projector.floor_offset <= view["offset"]
+            ):
+                projector.pin(_holder(fot), view["offset"])
+
+    def unpin(self, fot: Fot) -> None:
+        """A test that is not open holds nothing."""
+        for name in fot.volumes:
+            box = self._volumes.get(name)
+            if box is not None and box.projector is not None:
+                box.projector.unpin(_holder(fot))
 
     async def start(self, fot: Fot, checkpoints: Mapping[str, Checkpoint]) -> tuple[ViewItem, ...]:
         """Open all views of a test and serve them.
@@ -119,17 +141,45 @@ class Fots:
             RephubError: nothing is open, nothing is left.
         """
         points = await resolve_point(self._volumes, fot.volumes, fot.point_kind, fot.point_value, checkpoints)
-        digest = hashlib.sha256(fot.name.encode()).hexdigest()[:16]
+        for projector, resolved in points.values():
+            projector.pin(_holder(fot), resolved.offset)
+        return await self._serve(fot, points, again=False)
+
+    async def resume(self, fot: Fot) -> None:
+        """Serve a test of a former process again: the same socket, and the same bytes.
+
+        Raises:
+            UnavailableError: Kafka is away; try again.
+            RephubError: it cannot be as it was; nothing is open.
+        """
+        points = {}
+        for view in fot.views:
+            name = view["volume"]
+            projector = projector_of(self._volumes, name)
+            await projector.catch_up()
+            check_available(projector.timeline, view["offset"])
+            points[name] = projector, Resolved(view["offset"], view["captured_at"], view["checkpoint"])
+        await self._serve(fot, points, again=True)
+
+    async def _serve(
+        self, fot: Fot, points: Mapping[str, tuple[Projector, Resolved]], *, again: bool
+    ) -> tuple[ViewItem, ...]:
+        """The points are pinned. Raises: as `start` and `resume`."""
+        digest = _digest(fot.name)
         socket = self._socket_directory / f"fot-{digest}"
         opened = OpenFot(fot.name, NbdServer(), self._directory / digest, socket)
-        for projector, resolved in points.values():
-            projector.pin(f"fot:{fot.name}", resolved.offset)
-            opened.pinned.append(projector)
         try:
             with storage_errors("create", opened.directory):
-                opened.directory.mkdir(parents=True, mode=0o700)
+                opened.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name, (projector, resolved) in points.items():
-                opened.views[name] = self._view(opened, name, projector, resolved, read_only=fot.read_only)
+                opened.pinned.append(projector)
+                scratch = (
+                    None
+                    if fot.read_only
+                    else await self._scratch(fot, opened, name, points[name], again=again)
+                )
+                opened.views[name] = View(projector, resolved.offset, scratch)
+                opened.server.add_export(opened.views[name])
             await opened.server.listen_unix(socket)
         except BaseException:
             await self._close(opened)
@@ -144,24 +194,35 @@ class Fots:
         self.open[fot.name] = opened
         return opened.items
 
-    def _view(
-        self, opened: OpenFot, name: str, projector: Projector, resolved: Resolved, *, read_only: bool
-    ) -> View:
-        scratch = None
-        if not read_only:
-            size_bytes = projector.timeline.size_at(resolved.offset)
-            scratch = Overlay.create(
-                opened.directory, name, size_bytes, self._scratch_bytes, {}, durable=False
-            )
-        view = View(projector, resolved.offset, scratch)
-        opened.server.add_export(view)
-        return view
+    async def _scratch(
+        self, fot: Fot, opened: OpenFot, name: str, point: tuple[Projector, Resolved], *, again: bool
+    ) -> Overlay:
+        projector, resolved = point
+        identity = {
+            "fot": fot.name, "volume": name, "offset": resolved.offset,
+            "point": await projector.identity_at(resolved.offset),
+        }  # fmt: skip
+        if again:
+            return Overlay.reopen(opened.directory, name, self._scratch_bytes, identity, durable=False)
+        size_bytes = projector.timeline.size_at(resolved.offset)
+        return Overlay.create(
+            opened.directory, name, size_bytes, self._scratch_bytes, identity, durable=False
+        )
 
     async def stop(self, name: str) -> None:
         """Close a test, delete its scratch, let its pins go; no error if it is not open."""
         opened = self.open.pop(name, None)
         if opened is not None:
             await self._close(opened)
+
+    async def shut_all(self) -> None:
+        """The process ends: tests and their scratches wait for the next one."""
+        while self.open:
+            _, opened = self.open.popitem()
+            await opened.server.close()
+            for view in opened.views.values():
+                if view.scratch is not None:
+                    view.scratch.close()
 
     async def _close(self, opened: OpenFot) -> None:
         await opened.server.close()
@@ -175,3 +236,12 @@ class Fots:
     def of_volume(self, volume: str) -> list[str]:
         """Names of the open tests that show a volume."""
         return [name for name, opened in self.open.items() if volume in opened.views]
+
+
+def _holder(fot: Fot) -> str:
+    """The name of a test's pins."""
+    return f"fot:{fot.name}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -84,7 +84,7 @@ class Overlay:
             name: of the view.
             size_bytes: of the view.
             bytes_max: see the class.
-            identity: of what it lies above; `reopen` compares it.
+            identity: of what it lies above; `reopen` compares it as far as it is given there.
             durable: survives the host.
 
         Raises:
@@ -114,7 +114,8 @@ class Overlay:
         """
         path = _path(directory, name, "json")
         document = _load(path)
-        if document["identity"] != identity or document["durable"] != durable:
+        other = any(document["identity"].get(key) != value for key, value in identity.items())
+        if other or document["durable"] != durable:
             raise ConflictError(f"the overlay {path} lies above something else")
         same_boot = document["boot"] == _boot_id()
         if not same_boot and not durable:
@@ -124,7 +125,7 @@ class Overlay:
         try:
             if not same_boot:
                 overlay._recall()
-                write_durably(path, _document(overlay.size_bytes, identity, durable=durable))
+                write_durably(path, _document(overlay.size_bytes, document["identity"], durable=durable))
             elif durable:
                 overlay._note_changed()
         except StorageError:

@@ -409,6 +409,18 @@ class Projector:
         if self.pins.pop(holder, None) is not None:
             self.changed.notify()
 
+    async def identity_at(self, journal_offset: int) -> str:
+        """What the journal holds at a point: the same offset with another identity is another journal.
+
+        Raises:
+            IntegrityError: not in the log.
+            UnavailableError: no broker answers in time.
+        """
+        ((_, record), *_rest) = await self.source.events(journal_offset, 1)
+        if isinstance(record, IntegrityError):
+            return record.message
+        return f"{record.epoch}/{record.seq}/{record.crc32c.hex()}"
+
     async def catch_up(self, timeout_seconds: float = CATCH_UP_SECONDS) -> None:
         """Wait until everything that is in the journal now was read.
 

@@ -184,7 +184,8 @@ def plan_item(projector: Projector, resolved: Resolved, path: str | None = None)
     events, length = projector.index.count(projector.applier.applied_offset, offset)
     lost_events, lost_bytes = projector.index.count(offset, projector.head_offset)
     head_at = projector.timeline.captured_at(projector.head_offset) or 0
-    lost_seconds = max(0, head_at - (resolved.captured_at or head_at)) / 1e6
+    # Markers after the point are no loss.
+    lost_seconds = max(0, head_at - (resolved.captured_at or head_at)) / 1e6 if lost_events else 0.0
     return PlanItem(
         volume=projector.volume, offset=offset, captured_at=resolved.captured_at, checkpoint=resolved.checkpoint,
         path=path or projector.applier.position.path, events=events, bytes=length, lost_events=lost_events,

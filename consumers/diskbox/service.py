@@ -141,7 +141,6 @@ class Diskbox:
         """Work until cancelled; raises what no part should let through."""
         for directory in (self.directory, self.directory / "volumes", self.sockets):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.fots.remove_leftovers()
         tasks = [
             asyncio.create_task(self._follow(), name="follow events"),
             asyncio.create_task(self._rounds(), name="rounds"),
@@ -159,8 +158,7 @@ class Diskbox:
 
     async def _close(self) -> None:
         await self._jobs.cancel()
-        for fot in list(self.fots.open):
-            await self.fots.stop(fot)
+        await self.fots.shut_all()
         await self.failovers.shut_all()
         await self.moves.close()
         for box in self.volumes.values():
@@ -177,6 +175,7 @@ class Diskbox:
         async def after_batch() -> None:
             if not self.ready:
                 await self._announce(self._life)
+                self.fots.remove_leftovers(self._fot_jobs.running())
                 await self._open_all()
                 self.ready = True
             self._folded.notify()
@@ -255,6 +254,8 @@ class Diskbox:
         for promotion in self.catalogue.promotions.values():
             if promotion.diskbox == self.name and promotion.state in ("planned", "started"):
                 self.promotions.pin_again(promotion, box)
+        for fot in self._fot_jobs.running():
+            self.fots.pin_again(fot, box)
         for failover in self.catalogue.failovers.values():
             if failover.diskbox == self.name:
                 self.failovers.pin_again(failover, box)

@@ -351,20 +351,6 @@ class FailoverCloseRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailoverClosed:
-    """Nothing of the fail-over is served any more."""
-
-    id: str
-    at: int
-    source: str
-    command_id: str | None = None
-    cause_id: str | None = None
-    hub_epoch: int
-    failover: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanItem:
     """Part of another record."""
 
@@ -378,6 +364,21 @@ class PlanItem:
     lost_events: int
     lost_bytes: int
     lost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverClosed:
+    """Nothing of the fail-over is served any more."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    failover: str
+    reason: str
+    plans: tuple[PlanItem, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,10 @@ import pytest
 
 from diskbox_site import DiskboxSite, read_all, running
 from journal_model import JournalModel
+from rephub.consumers.diskbox import overlay as overlay_module
 from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.core.control.memory import MemoryControlLog
+from rephub.core.documents import checksum
 from rephub.core.errors import RequestError
 from rephub.core.journal.memory import MemoryJournalStore
 from rephub.core.names import EVENTS_TOPIC, ack_key, diskbox_lease_key
@@ -226,20 +228,61 @@ async def test_a_checkpoint_that_the_window_has_passed_is_said_to_be(short_dir) 
         assert "before the earliest point" in fot.reason
 
 
-async def test_after_a_restart_tests_are_over_and_said_to_be(short_dir) -> None:
+async def test_after_a_restart_tests_show_the_same_bytes_at_the_same_place(short_dir) -> None:
+    site = make_site(short_dir)
+    async with running(site):
+        model = await protected(site, history_seconds=1)
+        offset = model.last - 3
+        fot = await site.fot("f", ["v"], "offset", str(offset))
+        look = await site.fot("look", ["v"], "offset", str(offset), read_only=True)
+        ended = await site.fot("ended", ["v"], "offset", str(offset))
+        await site.stop_fot(ended.name)
+        client = await NbdClient.connect_uri(fot.views[0]["uri"])
+        await client.write(5000, b"a" * 4096)
+        await client.close()
+        image = bytearray(model.image_at(offset))
+        image[5000:9096] = b"a" * 4096
+    model.at += 10**9
+    model.some_writes(20)
+    await site.publish("v")
+    async with running(site):
+        await site.until(lambda _: len(site.diskbox.fots.open) == 2, "served again")
+        await site.caught_up("v")
+        assert await read_all(fot.views[0]["uri"]) == bytes(image)
+        assert await read_all(look.views[0]["uri"]) == model.image_at(offset)
+        assert site.status("v")["intent_offset"] <= offset
+        await site.stop_fot("f")
+        await site.stop_fot("look")
+        await site.until(lambda _: site.status("v")["intent_offset"] > offset, "the floor goes on")
+        assert list((short_dir / "diskbox/box/fots").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["boot", "file", "journal"])
+async def test_a_test_that_cannot_be_as_it_was_is_over_and_says_why(short_dir, monkeypatch, damage) -> None:
     site = make_site(short_dir)
     async with running(site):
         model = await protected(site)
-        fot = await site.fot("f", ["v"], "latest", "")
-        client = await NbdClient.connect_uri(fot.views[0]["uri"])
-        await client.write(0, b"a" * 4096)
-        await client.close()
+        await site.fot("f", ["v"], "latest", "")
+    if damage == "boot":
+        (short_dir / "boot").write_text("another")
+        monkeypatch.setattr(overlay_module, "BOOT_ID", short_dir / "boot")
+    elif damage == "file":
+        (path,) = (short_dir / "diskbox/box/fots").glob("*/v.json")
+        path.write_bytes(b"{}")
+    else:
+        (path,) = (short_dir / "diskbox/box/fots").glob("*/v.json")
+        document = json.loads(path.read_bytes())
+        document["identity"]["point"] = "1/2/deadbeef"
+        del document["crc32c"], document["format"]
+        path.write_text(json.dumps({"format": 1, "crc32c": checksum(document), **document}))
     async with running(site):
         stopped = await site.until(
             lambda catalogue: catalogue.fots["f"].state == "stopped" and catalogue.fots["f"], "stopped"
         )
-        assert stopped.reason == "diskbox restarted"
-        assert not (short_dir / "diskbox/box/fots").exists()
+        assert stopped.reason.startswith("diskbox restarted: ")
+        assert {"boot": "anew", "file": "damaged", "journal": "something else"}[damage] in stopped.reason
+        assert list((short_dir / "diskbox/box/fots").iterdir()) == []
+        assert site.status("v")["pins"] == {}
         await site.caught_up("v")
         fot = await site.fot("g", ["v"], "latest", "")
         assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
