@@ -49,6 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "move": ("rephub.cli.failover:move", "A planned fail-over that loses nothing."),
     "commit": ("rephub.cli.failover:commit", "Make a fail-over permanent."),
     "rollback": ("rephub.cli.failover:rollback", "Undo a fail-over."),
+    "failback": ("rephub.cli.failback:failback", "Go back after a fail-over."),
     "promote": ("rephub.cli.promote:promote", "Make a point in time permanent."),
     "fleet": ("rephub.cli.fleet:fleet", "Look after the diskboxes."),
     "doctor": ("rephub.cli.doctor:doctor", "Check this machine and the services."),

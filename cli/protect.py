@@ -78,15 +78,22 @@ async def protect(
             recovery=recovery,
             seed=absolute(seed) if seed else None,
         )
-        document = await _ask(client, command, cli)
+        document = await until_attached(client, command, cli)
     cli.emit(document, f"{volume}: {document['state']}, group {document['group']}, epoch {document['epoch']}")
 
 
-async def _ask(client: ControlClient, command: cmd.Protect, cli: Cli) -> dict[str, Any]:
-    begun = False
+async def until_attached(
+    client: ControlClient, command: cmd.Protect | cmd.Failback, cli: Cli
+) -> dict[str, Any]:
+    """Send a command that begins protection, and wait until writes are captured; what `protect` answers.
+
+    Raises:
+        RephubError: it did not begin; what was begun is undone, or will be.
+    """
+    begun, group = False, command.volume
 
     def attached(event: ev.Record) -> dict[str, Any] | None:
-        nonlocal begun
+        nonlocal begun, group
         if isinstance(event, ev.DiskboxRequested):
             cli.progress(f"all diskboxes are full, {event.diskbox} is asked for")
         if getattr(event, "volume", None) != command.volume:
@@ -95,14 +102,14 @@ async def _ask(client: ControlClient, command: cmd.Protect, cli: Cli) -> dict[st
             case ev.ProtectFailed():
                 raise error_of(event)
             case ev.StartProtect():
-                begun = True
+                begun, group = True, event.group
                 cli.progress(f"{command.volume}: diskbox {event.diskbox} makes the recovery volume")
             case ev.RecoveryVolumeCreated():
                 cli.progress(f"{command.volume}: recovery volume {event.path}, attaching")
             case ev.FilterAttached():
                 return {
                     "volume": command.volume,
-                    "group": command.group,
+                    "group": group,
                     "epoch": event.epoch,
                     "state": "syncing",
                 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError, UsageError
 from rephub.core.names import check_name
+from rephub.core.targets import target_kind
+from rephub.projections import decide_volume
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import expired, fulfilled, listed, make, not_moving, targets, too_late
 from rephub.projections.decide_points import PLAN_SECONDS_MAX, agent_beside, check_point
@@ -205,6 +207,42 @@ def _roll_back(
     )
 
 
+def failback(
+    catalogue: Catalogue, command: cmd.Failback, now: int, silent: Collection[str] = ()
+) -> ev.Record:
+    """Protect the recovered VM, on the terms of before, with the disk of before as the recovery volume.
+
+    Raises:
+        UsageError, NotFoundError, ConflictError, UnavailableError: as `decide_volume.protect`.
+        ConflictError: the volume's newest fail-over is not committed.
+    """
+    found = _to_end(catalogue, command.volume, None)
+    if found.state not in ("committed", "closing", "closed"):
+        raise ConflictError(
+            f"the fail-over of {command.volume} is {found.state.replace('_', ' ')}",
+            hint=f"rephub commit {command.volume} first: there is nothing to go back from",
+            state=found.state,
+        )
+    old = catalogue.volumes[command.volume]
+    protect = cmd.Protect(
+        id=command.id,
+        at=command.at,
+        source=command.source,
+        deadline_at=command.deadline_at,
+        volume=command.volume,
+        group=old.group,
+        qmp=command.qmp,
+        node=command.node,
+        ack=old.ack,
+        overload=old.overload,
+        history_seconds=old.history_seconds,
+        history_bytes=old.history_bytes,
+        recovery=command.recovery,
+        seed=command.recovery if target_kind(command.recovery) == "file" else None,
+    )
+    return decide_volume.protect(catalogue, protect, now, silent, failback=found.name)
+
+
 def pending(catalogue: Catalogue, now: int) -> Iterator[ev.Record]:
     """What is due of all fail-overs."""
     for found in catalogue.failovers.values():
@@ -227,12 +265,22 @@ def _of_failover(catalogue: Catalogue, found: Failover, now: int) -> Iterator[ev
         if now > due_at:
             reason = f"no commit within {found.rollback_seconds} s"
             yield _roll_back(catalogue, found, now, found.event_id, found.command_id, reason)
-    elif found.state == "committed" and found.close:
+    elif found.state == "committed" and (found.close or _is_over(catalogue, found)):
         yield make(catalogue, ev.FailoverCloseRequested, now, found.commit_id, found.name, **head)
     if error is not None:
         yield make(
             catalogue, ev.FailoverFailed, now, found.event_id, found.name, error=error.to_json(), **head
         )
+
+
+def _is_over(catalogue: Catalogue, found: Failover) -> bool:
+    """A later fail-over of its volumes was committed: the VM that ran from its views has been moved away."""
+    later = False
+    for other in catalogue.failovers.values():
+        if later and other.commit_id and set(other.volumes) & set(found.volumes):
+            return other.state in ("committed", "closing", "closed")
+        later = later or other is found
+    return False
 
 
 def _unfit(catalogue: Catalogue, found: Failover) -> RephubError | None:

@@ -28,8 +28,17 @@ ACK_POLICIES = ("async", "journal")
 OVERLOAD_POLICIES = ("throttle", "gap")
 
 
-def protect(catalogue: Catalogue, command: cmd.Protect, now: int, silent: Collection[str] = ()) -> ev.Record:
+def protect(
+    catalogue: Catalogue, command: cmd.Protect, now: int, silent: Collection[str] = (), failback: str = ""
+) -> ev.Record:
     """Take a Protect; the VM is asked about its nodes next (`reactions.py`).
+
+    Args:
+        catalogue: folded up to the head.
+        command: what is wished for.
+        now: microseconds since the Unix epoch.
+        silent: diskboxes that do not answer.
+        failback: the fail-over that it goes back from, if it does.
 
     Raises:
         UsageError: a name, policy or limit is wrong.
@@ -79,6 +88,7 @@ def protect(catalogue: Catalogue, command: cmd.Protect, now: int, silent: Collec
         command.volume,
         command_id=command.id,
         deadline_at=command.deadline_at,
+        failback=failback or None,
         **_terms(command),
     )
 
@@ -220,6 +230,7 @@ def start(
         diskbox=diskbox,
         size_bytes=node["size_bytes"],
         device=None if pending.node == node["node"] else pending.node,
+        failback=pending.failback,
         **(_terms(pending) | {"node": node["node"]}),
     )
 

@@ -52,6 +52,14 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.SetHistory: decide_history.set_history,
 }
 
+_PLACING: dict[type[Any], Callable[[Catalogue, Any, int, Collection[str]], ev.Record]] = {
+    cmd.Protect: decide_volume.protect,
+    cmd.Failback: decide_failover.failback,
+    cmd.LoseDiskbox: decide_fleet.lose,
+    cmd.MoveVolumes: decide_moves.move,
+}
+"""Commands that may bind something to a diskbox: also told which ones do not answer."""
+
 
 def decide(
     catalogue: Catalogue, command: cmd.Record, now: int, silent: Collection[str] = ()
@@ -72,12 +80,9 @@ def decide(
     try:
         if expired(command.deadline_at, now):
             raise too_late(f"the hub did not get to this {type(command).__name__}")
-        if isinstance(command, cmd.Protect):
-            return [decide_volume.protect(catalogue, command, now, silent)]
-        if isinstance(command, cmd.LoseDiskbox):
-            return [decide_fleet.lose(catalogue, command, now, silent)]
-        if isinstance(command, cmd.MoveVolumes):
-            return [decide_moves.move(catalogue, command, now, silent)]
+        placing = _PLACING.get(type(command))
+        if placing is not None:
+            return [placing(catalogue, command, now, silent)]
         return [_DECISIONS[type(command)](catalogue, command, now)]
     except RephubError as error:
         return [

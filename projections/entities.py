@@ -97,6 +97,8 @@ class PendingProtect:
     """By agent: JSON of the error with which the monitor did not answer."""
     diskbox_error: str = ""
     """JSON of the error with which the provider failed while this waited; counts only if it needs a new diskbox."""
+    failback: str | None = None
+    """The committed fail-over that it goes back from: the recovery volume is the disk of before."""
 
 
 @dataclass(slots=True)
@@ -143,6 +145,8 @@ class Volume:
     synced_epoch: int = 0
     stopped: str = ""
     """Why the projector stopped; empty while it runs."""
+    failback: str = ""
+    """The committed fail-over that this protection goes back from; the sync compares."""
     differs: str = ""
     """What a verify found; empty once repaired, found equal, or copied anew."""
     sync_mode: str = ""

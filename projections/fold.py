@@ -73,6 +73,7 @@ def _protect_requested(catalogue: Catalogue, event: ev.ProtectRequested) -> None
         history_bytes=event.history_bytes,
         recovery=event.recovery,
         seed=event.seed,
+        failback=event.failback,
         deadline_at=event.deadline_at,
         event_id=event.id,
         command_id=event.command_id or "",

@@ -48,7 +48,10 @@ def _verify_requested(catalogue: Catalogue, event: ev.VerifyRequested) -> None:
 
 
 def _accepted(catalogue: Catalogue, event: ev.ComparisonAccepted) -> None:
-    _comparison(catalogue, event.run, "requested").state = "digesting"
+    comparison = _comparison(catalogue, event.run, "requested")
+    comparison.state = "digesting"
+    if event.extents is not None:
+        comparison.extents = [[extent.start, extent.length] for extent in event.extents]
 
 
 def _digested(catalogue: Catalogue, event: ev.ExtentsDigested) -> None:

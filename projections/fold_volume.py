@@ -68,6 +68,7 @@ def _start_protect(catalogue: Catalogue, event: ev.StartProtect) -> None:
         history_bytes=event.history_bytes,
         recovery=event.recovery,
         seed=event.seed,
+        failback=event.failback or "",
         by_device=event.device or "",
         device=event.device or "",
         reason="waits for capture",

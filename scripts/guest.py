@@ -113,6 +113,25 @@ def _add_guest_agent(folder: Path, image: Path) -> None:
         shutil.copy(library, target)
 
 
+def _add_sqlite(folder: Path, image: Path) -> None:
+    """The shell of SQLite, with the library of its own package; the rest is this machine's."""
+    binary = _package_files("sqlite3", folder) / "usr/bin/sqlite3"
+    shutil.copy(binary, image / "sqlite3")
+    library = next((_package_files("libsqlite3-0", folder) / "usr/lib").rglob("libsqlite3.so.0"))
+    environment = os.environ | {"LD_LIBRARY_PATH": str(library.parent)}
+    shown = subprocess.run(
+        ["ldd", binary], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    missing = re.findall(r"(\S+) => not found", shown)
+    if missing:
+        raise GuestError(f"sqlite3 needs {', '.join(missing)}, which this machine does not have")
+    for found in (*re.findall(r"(/\S+) \(0x", shown),):
+        name = Path(found)
+        target = image / ("lib/" + name.name if name.is_relative_to(folder) else found.lstrip("/"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name.resolve(), target)
+
+
 def build(cache: Path) -> tuple[Path, Path]:
     """Kernel and initramfs, made once and kept in `cache`.
 
@@ -120,7 +139,7 @@ def build(cache: Path) -> tuple[Path, Path]:
         Paths of kernel and initramfs.
     """
     cache = cache.resolve()
-    kernel_file, initramfs = cache / "vmlinuz", cache / "initramfs-ga.gz"
+    kernel_file, initramfs = cache / "vmlinuz", cache / "initramfs-ga-sqlite.gz"
     if kernel_file.exists() and initramfs.exists():
         return kernel_file, initramfs
     cache.mkdir(parents=True, exist_ok=True)
@@ -135,6 +154,7 @@ def build(cache: Path) -> tuple[Path, Path]:
         (image / "bin").mkdir(parents=True)
         shutil.copy(busybox, image / "bin/busybox")
         _add_guest_agent(folder, image)
+        _add_sqlite(folder, image)
         names = []
         for module in _modules_in_order(root, kernel):
             shutil.copy(module, image / module.name)

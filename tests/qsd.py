@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rephub.core.nbd.uri import parse_uri
+
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 LOAD = Path(__file__).parent / "tools/nbd_load.py"
 
@@ -27,6 +29,7 @@ class StorageDaemon:
         binary: another version of qemu-storage-daemon.
         driver: raw or qcow2.
         nodes: names of the nodes instead of `diskN`; exports and files keep their names.
+        view: an NBD URI in place of a file, for the one disk: what a recovery VM runs from.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class StorageDaemon:
         binary: str = "qemu-storage-daemon",
         driver: str = "raw",
         nodes: list[str] | None = None,
+        view: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.qmp, self._nbd = folder, folder / "qmp", folder / "nbd"
@@ -49,16 +53,16 @@ class StorageDaemon:
         arguments += ["--monitor", "chardev=qmp", "--monitor", "chardev=admin"]
         arguments += ["--nbd-server", f"addr.type=unix,addr.path={self._nbd}"]
         for number, (path, size) in enumerate(zip(self.files, sizes, strict=True)):
-            if not path.exists() and driver == "qcow2":
+            if view:
+                pass
+            elif not path.exists() and driver == "qcow2":
                 subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)], check=True)
             elif not path.exists():
                 with path.open("wb") as file:
                     file.truncate(size)
             node = nodes[number] if nodes else f"disk{number}"
-            arguments += [
-                "--blockdev",
-                f"driver={driver},node-name={node},file.driver=file,file.filename={path},discard=unmap",
-            ]
+            below = f"driver={driver},node-name={node},file.driver=file,file.filename={path},discard=unmap"
+            arguments += ["--blockdev", _view_node(node, view) if view else below]
             arguments += [
                 "--export",
                 f"type=nbd,id=guest{number},node-name={node},name=disk{number},writable=on",
@@ -137,6 +141,13 @@ class StorageDaemon:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+def _view_node(node: str, uri: str) -> str:
+    """A client that waits for a diskbox which is started anew."""
+    at = parse_uri(uri)
+    server = f"server.type=unix,server.path={at.path},export={at.export}"
+    return f"driver=nbd,node-name={node},{server},reconnect-delay=60,discard=unmap"
 
 
 class Load:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 
 from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.failback import Failbacks
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.volume import BoxVolume
 from rephub.core.errors import RephubError
@@ -23,6 +24,7 @@ class CompareJobs:
         volumes: of the diskbox.
         jobs: runs the work.
         facts: writes the answers.
+        failbacks: know what can differ after a fail-over.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class CompareJobs:
         volumes: Mapping[str, BoxVolume],
         jobs: Jobs,
         facts: Facts,
+        failbacks: Failbacks,
     ) -> None:
         self._diskbox = diskbox
         self._catalogue = catalogue
         self._volumes = volumes
         self._jobs = jobs
         self._facts = facts
+        self._failbacks = failbacks
 
     def begin_again(self, box: BoxVolume) -> None:
         """Before the projector reads: digests of comparisons that are under way count from the first one on."""
@@ -64,9 +68,16 @@ class CompareJobs:
                 self._jobs.once(key, functools.partial(self._answer, comparison, comparison.round, box))
 
     async def _accept(self, comparison: Comparison, round_: int) -> None:
+        volume = self._catalogue.volumes.get(comparison.volume)
+        known = self._failbacks.written(volume) if comparison.sync and volume is not None else None
+        extents = (
+            None
+            if known is None
+            else tuple(ev.ExtentItem(start=start, length=length) for start, length in known)
+        )
         await self._facts.tell(
             ev.ComparisonAccepted, comparison.event_id, f"{comparison.name}/{round_}", comparison.command_id,
-            run=comparison.name, volume=comparison.volume, diskbox=self._diskbox,
+            run=comparison.name, volume=comparison.volume, diskbox=self._diskbox, extents=extents,
         )  # fmt: skip
 
     async def _answer(self, comparison: Comparison, round_: int, box: BoxVolume) -> None:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from rephub.core.errors import ConflictError, NotFoundError, UsageError
 
 FICLONE = 0x40049409
 """linux/fs.h, _IOW(0x94, 9, int): share all extents of another file."""
+
+QEMU_WRITE_LOCK = 101
+"""The byte of an image that QEMU locks while somebody of it writes (block/file-posix.c: RAW_LOCK_PERM_BASE + BLK_PERM_WRITE)."""
 
 COPY_BYTES = 16 << 20
 """One copy_file_range: short enough to be stopped between two."""
@@ -72,6 +76,19 @@ def check_seed(seed: Path, size_bytes: int) -> None:
             path=str(seed),
             seed_bytes=size,
             disk_bytes=size_bytes,
+        )
+
+
+def check_not_written(path: Path) -> None:
+    """Raise ConflictError if a QEMU has the image open for writing, as far as its locks say so."""
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, QEMU_WRITE_LOCK, 1, 0)
+    with storage_errors("look at", path), path.open("rb") as file:
+        found = struct.unpack("hhqqi4x", fcntl.fcntl(file.fileno(), fcntl.F_OFD_GETLK, lock))
+    if found[0] != fcntl.F_UNLCK:
+        raise ConflictError(
+            f"{path} is in use: a QEMU writes to it",
+            hint="power the VM of before off, then try again",
+            path=str(path),
         )
 
 

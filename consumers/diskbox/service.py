@@ -20,6 +20,7 @@ from rephub.consumers.diskbox.applier import CrashPoint, _go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
 from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.failback import Failbacks
 from rephub.consumers.diskbox.failover_jobs import FailoverJobs
 from rephub.consumers.diskbox.failovers import Failovers
 from rephub.consumers.diskbox.fot_jobs import FotJobs
@@ -120,7 +121,10 @@ class Diskbox:
         )  # fmt: skip
         self._failover_jobs = FailoverJobs(name, self.catalogue, self.failovers, self._jobs, self._facts)
         self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)
-        self._compare_jobs = CompareJobs(name, self.catalogue, self.volumes, self._jobs, self._facts)
+        self._failbacks = Failbacks(self.catalogue, self.failovers, name)
+        self._compare_jobs = CompareJobs(
+            name, self.catalogue, self.volumes, self._jobs, self._facts, self._failbacks
+        )
         self._window_watch = WindowWatch(self.catalogue, self.volumes, self._jobs, self._facts)
         self.moves = Moves(
             name, self._life, self.directory / "volumes", self.sockets, move_host, self.catalogue, self.volumes,
@@ -304,6 +308,8 @@ class Diskbox:
         try:
             await self._fot_jobs.stop_all_of(volume.name, "the volume is protected anew")
             await box.close()
+            if wanted.failback:
+                await asyncio.to_thread(self._failbacks.look, volume)
             position = await box.make(wanted)
             await box.open(wanted.history)
         except (UnavailableError, IndeterminateError):
@@ -322,7 +328,7 @@ class Diskbox:
             ev.RecoveryVolumeCreated, volume.recovery_id, volume.name, volume.command_id,
             volume=volume.name, diskbox=self.name, path=position.path, size_bytes=volume.size_bytes,
             first_offset=position.applied_offset + 1,
-            seeded=wanted.seed is not None or None,
+            seeded=wanted.seed is not None or wanted.failback or None,
         )  # fmt: skip
 
     async def _open(self, volume: Volume) -> None:
@@ -421,5 +427,5 @@ def _wanted(volume: Volume) -> Wanted:
         volume=volume.name, size_bytes=volume.size_bytes, start_id=volume.recovery_id, epoch=volume.epoch,
         epoch_offset=volume.epoch_offset, recovery=volume.recovery, history=_history(volume), seed=_seed(volume),
         reason=f"diskbox {volume.placed_from} was lost" if volume.placed_id else "initial sync",
-        inherited=bool(volume.placed_id and volume.recovery),
+        inherited=bool(volume.placed_id and volume.recovery), failback=bool(volume.failback and not volume.placed_id),
     )  # fmt: skip

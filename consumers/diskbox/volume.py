@@ -61,6 +61,8 @@ class Wanted:
     inherited: bool = False
     """`recovery` was that of a lost diskbox: what is on it is this volume's."""
     seed: str | None = None
+    failback: bool = False
+    """`recovery` is the disk of before a fail-over: what is on it is nearly the volume, and somebody's."""
 
 
 class BoxVolume:
@@ -120,8 +122,10 @@ class BoxVolume:
         if old is not None and old.ready and old.start_id == wanted.start_id:
             return old
         path = wanted.recovery or str(self.directory / "data.raw")
-        ours = wanted.inherited or (old is not None and old.path == path)
+        ours = wanted.inherited or wanted.failback or (old is not None and old.path == path)
         seed = await self._seed(wanted, path)
+        if wanted.failback and seed is not None:
+            await asyncio.to_thread(seeding.check_not_written, seed)
         identity = await check_target(path, wanted.size_bytes, ours=ours)
         if (
             ours and old is not None and old.identity not in ("", identity)

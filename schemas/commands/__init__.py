@@ -81,6 +81,20 @@ class DrainDiskbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failback:
+    """Protect a recovered VM in the other direction."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str
+    qmp: str
+    node: str
+    recovery: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failover:
     """Run from a point."""
 
@@ -284,5 +298,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failback | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failback, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

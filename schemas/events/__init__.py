@@ -173,6 +173,14 @@ class CommitRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentItem:
+    """Part of another record."""
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonAccepted:
     """The diskbox understands Digest events and compares those of this run."""
 
@@ -185,6 +193,7 @@ class ComparisonAccepted:
     run: str
     volume: str
     diskbox: str
+    extents: tuple[ExtentItem, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,14 +268,6 @@ class DiskboxRequested:
     hub_epoch: int
     diskbox: str
     volume: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtentItem:
-    """Part of another record."""
-
-    start: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -975,6 +976,7 @@ class ProtectRequested:
     recovery: str | None = None
     seed: str | None = None
     deadline_at: int
+    failback: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1073,6 +1075,7 @@ class StartProtect:
     diskbox: str
     size_bytes: int
     device: str | None = None
+    failback: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from qsd import Load, StorageDaemon
-from rephub.core.nbd.uri import parse_uri
 from rephub.schemas import events as ev
 from stack import Stack, events, read_uri
 
@@ -110,30 +109,6 @@ def _served(stack: Stack, uri: str) -> bytes | None:
         return None
 
 
-class Client:
-    """A QEMU's block layer above a view: it waits through a restart of the diskbox, as a recovery VM does."""
-
-    def __init__(self, folder: Path, uri: str) -> None:
-        self._socket = folder / "client"
-        path, volume = parse_uri(uri).path, parse_uri(uri).export
-        self.process = subprocess.Popen(
-            [
-                "qemu-storage-daemon",
-                *("--blockdev", f"driver=nbd,node-name=v,server.type=unix,server.path={path},export={volume},reconnect-delay=60"),
-                *("--nbd-server", f"addr.type=unix,addr.path={self._socket}"),
-                *("--export", "type=nbd,id=e,node-name=v,name=v,writable=on"),
-            ]
-        )  # fmt: skip
-        self.uri = f"nbd+unix:///v?socket={self._socket}"
-
-    def wait_until_up(self, stack: Stack) -> None:
-        stack.wait_until("the client is up", lambda: _served(stack, self.uri))
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-
 def test_a_test_goes_on_when_its_diskbox_is_killed(
     own_stack: Stack, disk: StorageDaemon, folder: Path
 ) -> None:
@@ -143,15 +118,15 @@ def test_a_test_goes_on_when_its_diskbox_is_killed(
     vm1("write", start=0, length=4 * MIB, seed=1)
     vm1.close()
     fot = stack.run("fot", "start", "kept", "--latest")
-    client = Client(folder, fot["uri"])
+    # A QEMU's block layer, which waits through a restart of the diskbox as that of a recovery VM does.
+    client = StorageDaemon(folder / "vm1r", [DISK_BYTES], view=fot["uri"])
     try:
-        client.wait_until_up(stack)
-        vm1r = Load(client.uri)
+        vm1r = Load(client.uri())
         for number in range(2):
             vm1r("write", start=(8 + number) * MIB, length=MIB, seed=20 + number)
-            seen = _content(stack, client.uri)
+            seen = client.content()
             _kill_diskbox(stack)
-            assert _content(stack, client.uri) == seen
+            assert client.content() == seen
             (shown,) = stack.run("fot", "list")["fots"]
             assert (shown["fot"], shown["state"], shown["uri"]) == (fot["fot"], "started", fot["uri"])
         vm1r("write", start=0, length=MIB, seed=30)
