@@ -54,7 +54,7 @@ class Grip:
 
     def __init__(self, volume: Volume, parts: Parts, keeper: Keeper) -> None:
         self.volume = volume
-        self.held = Held(0, uuid.uuid4().hex, -1)
+        self.held = Held(0, uuid.uuid4().hex, -1, taken_by=volume.taken_by)
         self.size_bytes = volume.size_bytes
         self.parts = parts
         self.keeper = keeper

@@ -202,9 +202,6 @@ class Keeper:
         volume = catalogue.volumes.get(self.name)
         if volume is None:
             return False
-        if volume.taken:
-            # The fence is that of a promote or a fail-over; once that is undone we attach again.
-            self.local.fenced = ""
         self.local.rotation_due = self._rotation_due()
         action = plan.next_action(catalogue, volume, self._parts.settings.agent.id, self.local)
         undisturbed = action in UNDISTURBING and self.local.held is not None
@@ -292,7 +289,7 @@ class Keeper:
         finally:
             self._hold = self.local.held = self.local.lost = None
         if resync or volume.failover:
-            why = "resync requested" if resync else "failed over"
+            why = "resync requested" if volume.taken_by == held.taken_by else "failed over"
             self._announce_lost(held.epoch, held.attachment_id, why)
         else:
             await self._announce_detached(volume, held.epoch, requested)
@@ -325,7 +322,8 @@ class Keeper:
         await self._verifier.stop()
         short = time.monotonic() - hold.taken_at < SHORT_LIFE_SECONDS
         self._short_lives = self._short_lives + 1 if short else 0
-        if plan.is_final(error):
+        if plan.is_final(error) and volume.taken_by == held.taken_by:
+            # Nobody whom the catalogue knows has fenced it.
             self.local.fenced = plan.key_of(volume)
         self._announce_lost(held.epoch, held.attachment_id, error.message)
         try:

@@ -56,6 +56,8 @@ class Held:
     offset: int
     """Of its EpochStarted."""
     sync_begun: bool = False
+    taken_by: str = ""
+    """`Volume.taken_by` when it was attached: a later one has fenced it, though nobody may have noticed."""
     compares: bool = False
     """The sync that was begun is one of mode "compare"."""
     synced_offset: int | None = None
@@ -93,7 +95,7 @@ class Local:
 
 def key_of(volume: Volume) -> str:
     """Identity of what is asked about the volume now."""
-    return f"{volume.start_id}/{volume.resync_id}/{volume.unprotect_id}/{volume.promotion}{volume.failover}"
+    return f"{volume.start_id}/{volume.resync_id}/{volume.unprotect_id}/{volume.taken_by}"
 
 
 def wants_release(catalogue: Catalogue, volume: Volume) -> bool:
@@ -130,7 +132,8 @@ def next_action(  # noqa: PLR0911 - one return per row of the table
         if mine and volume.pause_id:
             # Answered: what the answer says is not folded yet.
             return Action.NONE if volume.pause_id == local.paused else Action.TIDY if tidy else Action.PAUSE
-        if not wants or (volume.resync_id and volume.resync_id != local.resynced):
+        asked = volume.resync_id and volume.resync_id != local.resynced
+        if not wants or asked or volume.taken_by != held.taken_by:
             return Action.DETACH
         if not local.connected:
             return Action.RECONNECT

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import click
 from rich.table import Table
 
-from rephub.cli.client import connect, error_of
+from rephub.cli.bisect import bisect
+from rephub.cli.client import connect
 from rephub.cli.endpoints import read_endpoints
+from rephub.cli.fot_client import end_test, open_test
 from rephub.cli.output import Cli, verb, verb_group
 from rephub.cli.points import (
     absolute,
@@ -20,12 +21,10 @@ from rephub.cli.points import (
     timeout_option,
 )
 from rephub.cli.view import catalogue_of
-from rephub.core.errors import ConflictError
 from rephub.core.names import check_name
-from rephub.schemas import commands as cmd
-from rephub.schemas import events as ev
 
 fot = verb_group("fot", "Open a volume as it was, writable, protection undisturbed.")
+fot.add_command(bisect)
 
 
 @verb(group=fot)
@@ -48,57 +47,17 @@ async def start(
     seconds: float,
 ) -> None:
     """Serve VOLUME, or all of a group, as it was at a point, over NBD, until `fot stop`."""
-    target = check_target(volume, group)
+    check_target(volume, group)
     point = parse_point(offset, time_, checkpoint, latest)
-    name = f"fot-{uuid.uuid4().hex[:12]}"
-    seen: dict[str, Any] = {}
-
-    def started(event: ev.Record) -> dict[str, Any] | None:
-        if getattr(event, "fot", None) != name:
-            return None
-        if isinstance(event, ev.FotFailed):
-            raise error_of(event)
-        if isinstance(event, ev.FotStarted):
-            seen["views"] = [_view(name, item) for item in event.views]
-        if isinstance(event, ev.FotAttachFailed):
-            seen["error"] = error_of(event)
-        if isinstance(event, ev.FotStopped):
-            # After FotAttachFailed; or somebody else stopped it before the VM had it.
-            raise seen.get("error") or ConflictError(
-                f"{name} was stopped: {event.reason}", hint="start another"
-            )
-        return seen if isinstance(event, ev.FotAttached if qmp else ev.FotStarted) else None
-
     async with connect(cli, seconds) as client:
-        command = client.new(
-            cmd.StartFot,
-            fot=name,
-            volume=volume,
-            group=group,
-            point_kind=point.kind,
-            point_value=point.value,
-            read_only=read_only,
-            qmp=absolute(qmp) if qmp else None,
+        name, views = await open_test(
+            cli, client, volume, group, point, read_only=read_only, qmp=absolute(qmp) if qmp else None
         )
-        cli.progress(f"{name}: opening {target}")
-        answer = await client.ask(command, started, f"fail-over test {name} of {target}")
-    views = answer.fields["views"]
     document = views[0] if volume is not None else {"fot": name, "group": group, "volumes": views}
     cli.emit(
         document,
         "\n".join(f"{name}: {view['volume']} at offset {view['offset']}: {view['uri']}" for view in views),
     )
-
-
-def _view(name: str, item: ev.ViewItem) -> dict[str, Any]:
-    found = {"offset": item.offset, "captured_at": item.captured_at, "checkpoint": item.checkpoint}
-    return {
-        "fot": name,
-        "volume": item.volume,
-        "offset": item.offset,
-        "uri": item.uri,
-        "resolved": resolved(found),
-    }
 
 
 @verb("list", group=fot)
@@ -140,18 +99,6 @@ async def list_(cli: Cli) -> None:
 async def stop(cli: Cli, fot_id: str, seconds: float) -> None:
     """End the fail-over test ID and discard what it wrote."""
     check_name(fot_id, "fail-over test")
-
-    def stopped(event: ev.Record) -> dict[str, Any] | None:
-        if isinstance(event, ev.FotDetached) and event.fot == fot_id and event.warning:
-            cli.progress(f"warning: {event.warning}")
-        if isinstance(event, (ev.FotStopped, ev.FotFailed)) and event.fot == fot_id:
-            return {"fot": fot_id}
-        return None
-
     async with connect(cli, seconds) as client:
-        command = client.new(cmd.StopFot, fot=fot_id)
-        what = f"stop of fail-over test {fot_id}"
-        answer = await client.ask(command, stopped, what)
-        if answer.already and not answer.fields["ended"]:
-            await client.follow(stopped, what, client.left_seconds)
-    cli.emit({"fot": fot_id} | ({"already": True} if answer.already else {}), f"{fot_id}: stopped")
+        already = await end_test(cli, client, fot_id)
+    cli.emit({"fot": fot_id} | ({"already": True} if already else {}), f"{fot_id}: stopped")

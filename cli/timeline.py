@@ -25,6 +25,17 @@ DISKBOX_SECONDS_MAX = 10.0
 @click.argument("volume")
 async def timeline(cli: Cli, volume: str) -> None:
     """List the ranges of points of VOLUME that can be opened, its gaps, checkpoints and epochs."""
+    document = await timeline_of(cli, volume)
+    cli.emit(document, _table(document))
+
+
+async def timeline_of(cli: Cli, volume: str) -> dict[str, Any]:
+    """The document of `rephub timeline`.
+
+    Raises:
+        NotFoundError: nobody protects the volume.
+        UnavailableError: its diskbox does not answer.
+    """
     check_name(volume, "volume")
     catalogue, _ = await catalogue_of(read_endpoints(cli.state_dir))
     entry = protected_volume(catalogue, volume)
@@ -33,7 +44,7 @@ async def timeline(cli: Cli, volume: str) -> None:
         raise UnavailableError(f"diskbox {entry.diskbox} is unknown", hint="rephub status")
     document = await fetch_or_raise(f"{diskbox.url}/timeline/{volume}", DISKBOX_SECONDS_MAX)
     document["ranges"] = lost_before(entry, time.time_ns() // 1000) + document["ranges"]
-    cli.emit(document, _table(document))
+    return document
 
 
 def lost_before(volume: Volume, now: int) -> list[dict[str, Any]]:

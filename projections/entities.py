@@ -202,6 +202,8 @@ class Volume:
     """The promotion that has started on it and has not ended."""
     failover: str = ""
     """The fail-over that has started on it and is neither committed nor undone."""
+    taken_by: str = ""
+    """The promotion or fail-over that started on it last, ended or not: its fence ends older attachments."""
     command_id: str = ""
     """The command at work on it (protect, unprotect, resync), for the events that answer."""
     sync_paused: bool = False

@@ -80,7 +80,7 @@ def _started(catalogue: Catalogue, event: ev.FailoverStarted) -> None:
     for volume in volumes:
         assert volume is not None
         move(volume, "failed_over", event.at, "fail-over under way")
-        volume.failover = failover.name
+        volume.failover = volume.taken_by = failover.name
         volume.resync_id = volume.pause_id = volume.resume_id = ""
     failover.state = state
 

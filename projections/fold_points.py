@@ -143,7 +143,7 @@ def _promote_started(catalogue: Catalogue, event: ev.PromoteStarted) -> None:
     promotion.state = "started"
     for volume in volumes:
         if volume is not None:
-            volume.promotion = promotion.name
+            volume.promotion = volume.taken_by = promotion.name
             volume.resync_id = volume.pause_id = volume.resume_id = ""
             # The bitmaps of a pause are the agent's to remove; who lost capture may be gone with his QEMU.
             if not volume.attached and not volume.paused_at:

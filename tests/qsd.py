@@ -123,7 +123,8 @@ class StorageDaemon:
     def content(self, number: int = 0) -> bytes:
         """All bytes of a disk, through QEMU's own eyes."""
         copy = self.folder / "content"
-        subprocess.run(["nbdcopy", self.uri(number), str(copy)], check=True)
+        copied = subprocess.run(["nbdcopy", self.uri(number), str(copy)], check=False).returncode == 0
+        assert copied, (self.process.poll(), (self.folder / "qsd.log").read_text())
         data = copy.read_bytes()
         copy.unlink()
         return data

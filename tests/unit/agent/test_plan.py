@@ -39,7 +39,8 @@ class World:
         self.tell(ev.RecoveryVolumeCreated, volume="v", diskbox="d", path="/p", size_bytes=1)
 
     def attached(self, epoch: int = 1) -> None:
-        self.local.held, self.local.last_epoch = Held(epoch, "aa", 0), epoch
+        taken_by = self.catalogue.volumes["v"].taken_by
+        self.local.held, self.local.last_epoch = Held(epoch, "aa", 0, taken_by=taken_by), epoch
         self.local.resynced = self.catalogue.volumes["v"].resync_id
         self.tell(
             ev.FilterAttached,
@@ -262,3 +263,43 @@ def test_unprotect_of_a_paused_volume_removes_the_bitmap(world: World) -> None:
     paused(world)
     world.tell(ev.UnprotectRequested, volume="v", purge=False)
     assert world.next() is Action.RELEASE
+
+
+def fail_over(world: World, name: str) -> None:
+    """As hub and diskbox do it, up to the start."""
+    world.tell(
+        ev.FailoverRequested, failover=name, volumes=("v",), diskbox="d", point_kind="latest", point_value="",
+        dry_run=False, planned=False,
+    )  # fmt: skip
+    world.tell(ev.FailoverPlanned, failover=name, plans=())
+    world.tell(ev.FailoverStarted, failover=name)
+
+
+def test_a_failover_ends_capture_and_a_rollback_begins_it_again(world: World) -> None:
+    world.created()
+    world.attached()
+    world.synced()
+    fail_over(world, "f")
+    assert world.next() is Action.DETACH
+    world.local.held = None
+    assert world.next() is Action.NONE
+    world.tell(ev.CaptureLost, volume="v", epoch=1, reason="failed over")
+    world.tell(ev.RollbackRequested, failover="f", reason="r")
+    assert world.next() is Action.NONE
+    world.tell(ev.FailoverRolledBack, failover="f", reason="r")
+    assert world.next() is Action.ATTACH
+
+
+def test_one_that_was_rolled_back_before_anybody_looked_is_noticed_all_the_same(world: World) -> None:
+    """Its fence has ended the epoch: what is written there counts for nothing."""
+    world.created()
+    world.attached()
+    world.synced()
+    before = key_of(world.catalogue.volumes["v"])
+    fail_over(world, "f")
+    world.tell(ev.RollbackRequested, failover="f", reason="r")
+    world.tell(ev.FailoverRolledBack, failover="f", reason="r")
+    assert world.next() is Action.DETACH
+    # An agent that had noticed the fence, and not yet why, does not stay away.
+    world.local.held, world.local.fenced = None, before
+    assert world.next() is Action.ATTACH
