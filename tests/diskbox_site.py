@@ -40,19 +40,19 @@ class DiskboxSite:
         self.models: dict[str, JournalModel] = {}
         self.published: dict[str, int] = {}
         self.diskbox: Diskbox
-        self._task: asyncio.Task[None]
+        self.task: asyncio.Task[None]
 
     async def start(self) -> None:
         self.diskbox = Diskbox(
             self.box, self.state_dir, self.store, self.control, self.bitmaps, **self.options
         )
-        self._task = asyncio.create_task(self.diskbox.run())
+        self.task = asyncio.create_task(self.diskbox.run())
         await self.until(lambda _: self.diskbox.ready, "ready")
 
     async def stop(self) -> None:
-        self._task.cancel()
+        self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+            await self.task
 
     async def tell(self, kind: type, /, **fields: Any) -> str:
         """An event of hub or agent; returns its id."""
@@ -70,8 +70,8 @@ class DiskboxSite:
                     found = condition(self.diskbox.catalogue)
                 if found:
                     break
-                if self._task.done():
-                    self._task.result()
+                if self.task.done():
+                    self.task.result()
                     raise AssertionError(f"the diskbox ended before: {what}")
                 await asyncio.sleep(0.01)
         return found

@@ -29,7 +29,7 @@ Event = tuple[int, Record | IntegrityError]
 CrashPoint = Callable[[str], None]
 
 
-def _go_on(_name: str) -> None:
+def go_on(_name: str) -> None:
     """Nothing happens at a crash point, outside of tests."""
 
 
@@ -44,7 +44,7 @@ class Applier:
     """
 
     def __init__(
-        self, directory: Path, position: Position, recovery: RecoveryVolume, crash_point: CrashPoint = _go_on
+        self, directory: Path, position: Position, recovery: RecoveryVolume, crash_point: CrashPoint = go_on
     ) -> None:
         self.directory = directory
         self.position = position

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rephub.consumers.diskbox.applier import CrashPoint, go_on
 from rephub.consumers.diskbox.failover_view import FailoverView, RecoveryBase
 from rephub.consumers.diskbox.fence import fence
 from rephub.consumers.diskbox.files import storage_errors
@@ -43,6 +44,12 @@ from rephub.projections.view import BLOCK_BYTES
 from rephub.schemas.events import PlanItem, ViewItem
 
 log = logging.getLogger(__name__)
+
+CRASH_POINTS = (
+    "fo_before_fence", "fo_after_fence", "fo_after_overlay", "fo_served", "fo_folding", "fo_folded", "fo_before_mark",
+    "fo_after_mark", "fo_written_through", "fo_half_moved", "fo_moved", "fo_before_undo", "fo_after_shut", "fo_after_undo",
+)  # fmt: skip
+"""Where a test may let the process die."""
 
 FOLD_LOOK_SECONDS = 1.0
 """How often a fold looks whether it is still wanted."""
@@ -72,6 +79,7 @@ class Failovers:
         store: of the journals, for fences.
         volumes: by name; shared with the diskbox.
         fold_bytes_per_second: how fast journal and overlay go into the recovery volume; 0: no limit.
+        crash_point: called with each name of CRASH_POINTS.
         owns: asks the log whether a volume is still this diskbox's; see `ownership.py`.
     """
 
@@ -83,6 +91,7 @@ class Failovers:
         volumes: Mapping[str, BoxVolume],
         *,
         fold_bytes_per_second: int = 0,
+        crash_point: CrashPoint = go_on,
         owns: Owns = always,
     ) -> None:
         self._directory = directory
@@ -90,6 +99,7 @@ class Failovers:
         self._store = store
         self._volumes = volumes
         self._rate = fold_bytes_per_second
+        self._crash_point = crash_point
         self._owns = owns
         self.open: dict[str, OpenFailover] = {}
         self.problems: dict[str, RephubError] = {}
@@ -145,7 +155,9 @@ class Failovers:
         if failover.name in self.open:
             return self.open[failover.name]
         if failover.state == "started":
+            self._crash_point("fo_before_fence")
             await self._fence(failover)
+            self._crash_point("fo_after_fence")
         socket = self._socket_directory / f"fo-{_digest(failover.name)}"
         opened = OpenFailover(failover.name, NbdServer(), self._directory_of(failover.name), socket)
         try:
@@ -153,6 +165,7 @@ class Failovers:
                 opened.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             for plan in failover.plans:
                 opened.views[plan["volume"]] = await self._view(failover, plan, opened)
+            self._crash_point("fo_after_overlay")
             for view in opened.views.values():
                 opened.server.add_export(view)
             await opened.server.listen_unix(opened.socket)
@@ -168,6 +181,7 @@ class Failovers:
         )  # fmt: skip
         opened.plans = tuple(self._after_the_fence(plan) for plan in failover.plans)
         self.open[failover.name] = opened
+        self._crash_point("fo_served")
         return opened
 
     async def _fence(self, failover: Failover) -> None:
@@ -252,6 +266,7 @@ class Failovers:
         Raises:
             UnavailableError: a volume is not projected now; try again.
         """
+        self._crash_point("fo_folding")
         while wanted():
             left = []
             for plan in failover.plans:
@@ -262,6 +277,7 @@ class Failovers:
                 if projector.applier.applied_offset < plan["offset"]:
                     left.append(projector)
             if not left:
+                self._crash_point("fo_folded")
                 return True
             await left[0].changed.wait(FOLD_LOOK_SECONDS)
         return False
@@ -286,25 +302,33 @@ class Failovers:
             view = opened.views[name]
             if not view.committing:
                 box = self._volumes[name]
+                self._crash_point("fo_before_mark")
                 await box.mark_promoted(failover.name, plan["offset"])
+                self._crash_point("fo_after_mark")
                 opened.recoveries[name] = await box.hand_over()
                 view.write_through(opened.recoveries[name])
+        self._crash_point("fo_written_through")
         for view in opened.views.values():
             async for moved in view.fold():
+                self._crash_point("fo_half_moved")
                 if self._rate:
                     await asyncio.sleep(moved / self._rate)
+        self._crash_point("fo_moved")
 
     async def undo(self, failover: Failover) -> None:
         """Discard what was written, and let the projectors trail the head again; no error if there is nothing."""
+        self._crash_point("fo_before_undo")
         opened = self.open.pop(failover.name, None)
         if opened is not None:
             await self._shut(opened)
+        self._crash_point("fo_after_shut")
         shutil.rmtree(self._directory_of(failover.name), ignore_errors=True)
         for name in failover.volumes:
             box = self._volumes.get(name)
             if box is not None and box.projector is not None and holder(failover) in box.projector.pins:
                 box.projector.unpin(holder(failover))
                 box.projector.thaw()
+        self._crash_point("fo_after_undo")
 
     async def close(self, failover: Failover) -> None:
         """Serve the committed volumes no longer; which blocks were written since the fail-over stays known."""

@@ -16,7 +16,7 @@ import socket
 import uuid
 from pathlib import Path
 
-from rephub.consumers.diskbox.applier import CrashPoint, _go_on
+from rephub.consumers.diskbox.applier import CrashPoint, go_on
 from rephub.consumers.diskbox.compare_jobs import CompareJobs
 from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX
 from rephub.consumers.diskbox.facts import Facts
@@ -85,7 +85,7 @@ class Diskbox:
         *,
         scratch_bytes: int,
         capacity: int,
-        crash_point: CrashPoint = _go_on,
+        crash_point: CrashPoint = go_on,
         pace_seconds: float = PACE_SECONDS,
         detach_seconds: float = DETACH_SECONDS,
         move_host: str = "",
@@ -117,7 +117,7 @@ class Diskbox:
         )
         self.failovers = Failovers(
             self.directory / "failovers", self.sockets, store, self.volumes,
-            fold_bytes_per_second=fold_bytes_per_second, owns=self._ownership.owns,
+            fold_bytes_per_second=fold_bytes_per_second, crash_point=crash_point, owns=self._ownership.owns,
         )  # fmt: skip
         self._failover_jobs = FailoverJobs(name, self.catalogue, self.failovers, self._jobs, self._facts)
         self._compare_gate = asyncio.Semaphore(BOX_COMPARES_MAX)

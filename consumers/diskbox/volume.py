@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rephub.consumers.diskbox import seeding
-from rephub.consumers.diskbox.applier import Applier, CrashPoint, _go_on
+from rephub.consumers.diskbox.applier import Applier, CrashPoint, go_on
 from rephub.consumers.diskbox.comparer import BOX_COMPARES_MAX, Comparer
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.position import FILE, Position, load_position, save_position
@@ -87,7 +87,7 @@ class BoxVolume:
         *,
         on_stopped: Callable[[str, int, RephubError], None],
         on_resumed: Callable[[str, int], None],
-        crash_point: CrashPoint = _go_on,
+        crash_point: CrashPoint = go_on,
         pace_seconds: float = PACE_SECONDS,
         owns: Owns = always,
         compare_gate: asyncio.Semaphore | None = None,

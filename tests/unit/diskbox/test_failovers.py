@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from diskbox_site import DiskboxSite, read_all, running
 from journal_model import JournalModel
 from rephub.consumers.diskbox import overlay as overlay_module
+from rephub.consumers.diskbox.failovers import CRASH_POINTS
 from rephub.consumers.diskbox.status import status_document
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.errors import RequestError
@@ -295,3 +297,85 @@ async def test_a_full_disk_is_enospc_to_the_vm(short_dir: Path, monkeypatch: pyt
         await client.close()
         guest.image[:4096] = b"x" * 4096
         await guest.check()
+
+
+class Killed(Exception):  # noqa: N818 - no error, a death
+    """The process dies here."""
+
+
+class Kills:
+    """A crash point that lets the process die once."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.done = where, False
+
+    def __call__(self, name: str) -> None:
+        if name == self.where and not self.done:
+            self.done = True
+            raise Killed(name)
+
+
+async def _dies(site: DiskboxSite, kills: Kills) -> None:
+    """Wait for the death, and start another process."""
+    async with asyncio.timeout(30):
+        while not kills.done or not site.task.done():
+            await asyncio.sleep(0.01)
+    assert isinstance(site.task.exception(), Killed)
+    site.diskbox.failovers.open.clear()
+    await site.start()
+
+
+@pytest.mark.parametrize(
+    "where", [name for name in CRASH_POINTS if "undo" not in name and "shut" not in name]
+)
+async def test_killed_at_every_point_on_the_way_to_a_commit(short_dir: Path, where: str) -> None:
+    """It resumes: the fence is one, the VM's bytes are all there, the file is right in the end."""
+    kills = Kills(where)
+    site = make_site(short_dir, crash_point=kills)
+    async with running(site):
+        model = await protected(site)
+        offset = model.last - 7
+        await site.tell(
+            ev.FailoverRequested, failover="f", volumes=("v",), diskbox="box", point_kind="offset",
+            point_value=str(offset), dry_run=False, planned=False,
+        )  # fmt: skip
+        await site.failed_over("f", "planned")
+        await site.tell(ev.FailoverStarted, failover="f")
+        if where in CRASH_POINTS[:6]:
+            await _dies(site, kills)
+        found = await site.failed_over("f", "opened")
+        await site.until(lambda _: "f" in site.diskbox.failovers.open, "served")
+        guest = Guest(found.views[0]["uri"], model.image_at(offset))
+        await guest.check()
+        await guest.writes()
+        await folded(site)
+        await site.tell(ev.CommitRequested, failover="f", close=False)
+        if where not in CRASH_POINTS[:6]:
+            await _dies(site, kills)
+        await site.failed_over("f", "committed")
+        await site.until(lambda _: "f" in site.diskbox.failovers.open, "served")
+        await guest.check()
+        await guest.writes()
+        await guest.check()
+        assert file_of(site) == bytes(guest.image)
+        reader = site.store.reader("v")
+        assert await reader.next_offset() == model.last + 1 + FENCE_EPOCHS, "one fence, however often it died"
+
+
+@pytest.mark.parametrize("where", [name for name in CRASH_POINTS if "undo" in name or "shut" in name])
+async def test_killed_at_every_point_of_a_rollback(short_dir: Path, where: str) -> None:
+    """It is cleanly undone."""
+    kills = Kills(where)
+    site = make_site(short_dir, crash_point=kills)
+    async with running(site):
+        model = await protected(site)
+        guest = await opened(site, model, model.last - 7)
+        await guest.writes()
+        await folded(site)
+        await site.tell(ev.RollbackRequested, failover="f", reason="test")
+        await _dies(site, kills)
+        await site.failed_over("f", "rolled_back")
+        assert site.status("v")["pins"] == {}
+        assert list((short_dir / "diskbox/box/failovers").iterdir()) == []
+        fot = await site.fot("t", ["v"], "offset", str(model.last))
+        assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
