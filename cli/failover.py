@@ -18,6 +18,7 @@ from rephub.cli.points import (
     resolved,
     timeout_option,
 )
+from rephub.cli.snippets import in_a_vm, snippets
 from rephub.core.errors import ConflictError, UsageError
 from rephub.core.units import format_bytes, format_duration, parse_duration
 from rephub.schemas import commands as cmd
@@ -210,6 +211,7 @@ def _opened(found: dict[str, Any]) -> list[dict[str, Any]]:
             "offset": view["offset"],
             "uri": view["uri"],
             "resolved": resolved(view),
+            **snippets(view["uri"]),
             **{name: lost[view["volume"]][name] for name in ("lost_events", "lost_bytes", "lost_seconds")},
         }
         for view in found["views"]
@@ -223,7 +225,8 @@ def _sentence(failover_id: str, view: dict[str, Any]) -> str:
         if view["lost_events"]
         else "nothing is lost"
     )
-    return f"{failover_id}: {view['volume']} at offset {view['offset']}: {view['uri']}; {lost}"
+    served = f"{failover_id}: {view['volume']} at offset {view['offset']}: {view['uri']}; {lost}"
+    return f"{served}\n{in_a_vm(view)}"
 
 
 @verb()

@@ -20,6 +20,7 @@ from rephub.cli.points import (
     resolved,
     timeout_option,
 )
+from rephub.cli.snippets import in_a_vm
 from rephub.cli.view import catalogue_of
 from rephub.core.names import check_name
 
@@ -56,7 +57,10 @@ async def start(
     document = views[0] if volume is not None else {"fot": name, "group": group, "volumes": views}
     cli.emit(
         document,
-        "\n".join(f"{name}: {view['volume']} at offset {view['offset']}: {view['uri']}" for view in views),
+        "\n".join(
+            f"{name}: {view['volume']} at offset {view['offset']}: {view['uri']}\n{in_a_vm(view)}"
+            for view in views
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rephub.cli.client import ControlClient, error_of
 from rephub.cli.output import Cli
 from rephub.cli.points import Point, check_target, resolved
+from rephub.cli.snippets import snippets
 from rephub.core.errors import ConflictError
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
@@ -38,7 +39,9 @@ async def open_test(
         if isinstance(event, ev.FotFailed):
             raise error_of(event)
         if isinstance(event, ev.FotStarted):
-            seen["views"] = [_view(name, item) for item in event.views]
+            seen["views"] = [
+                _view(name, item) | snippets(item.uri, read_only=read_only) for item in event.views
+            ]
         if isinstance(event, ev.FotAttachFailed):
             seen["error"] = error_of(event)
         if isinstance(event, ev.FotStopped):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 import time
@@ -63,6 +64,11 @@ def vm_with_disk(folder: Path, disk: str, *, driver: str = "raw") -> Any:
     return guest_module().Guest(
         CACHE, folder, ["-drive", drive, "-device", "virtio-blk-pci,drive=drive0,id=vd0"]
     )
+
+
+def vm_with_drive(folder: Path, arguments: str) -> Any:
+    """A booted VM with what `fot start` prints for QEMU."""
+    return guest_module().Guest(CACHE, folder, shlex.split(arguments))
 
 
 def halted_vm(folder: Path, *options: str) -> Any:

@@ -129,6 +129,10 @@ class StorageDaemon:
         copy.unlink()
         return data
 
+    def is_let_go(self) -> bool:
+        """Whether no mirror is on it. QEMU's NBD server may hang where clients come while a mirror goes."""
+        return self.execute("query-block-jobs")["return"] == []
+
     def kill(self) -> None:
         """As if the host had lost power."""
         self.process.kill()

@@ -36,6 +36,7 @@ def _round_trip(stack: Stack, folder: Path, vm1: StorageDaemon, seed: int) -> St
     # There: VM1 is moved to the recovery site, and its VM ends.
     opened = stack.run("move", "trip", "--yes")
     assert opened["lost_events"] == 0
+    stack.wait_until("VM1 is let go", vm1.is_let_go)
     before = vm1.content()
     vm1.stop()
     vm1r = StorageDaemon(folder / "vm1r", [DISK_BYTES], view=opened["uri"])

@@ -173,6 +173,7 @@ def test_a_move_loses_nothing(stack: Stack, disk: StorageDaemon) -> None:
     vm1.close()
     opened = stack.run("move", "moved", "--yes")
     assert (opened["lost_events"], opened["lost_bytes"]) == (0, 0)
+    stack.wait_until("VM1 is let go", disk.is_let_go)
     assert _content(stack, opened["uri"]) == disk.content()
     stack.run("commit", "moved", "--yes", "--close")
     stack.fails("move", "moved", "--yes", code=5)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from guests import Found, count, halted_vm, look, make_disk, vm_with_disk, write_numbers
+from guests import Found, count, halted_vm, look, make_disk, vm_with_disk, vm_with_drive, write_numbers
 from rephub.core.units import parse_time
 from stack import Stack, read_uri
 
@@ -103,7 +104,8 @@ def test_any_point_boots(stack: Stack, vm1: Any, folder: Path) -> None:
             stack.run("fot", "stop", fot["fot"])
         # And one that boots from the URI without us in its QEMU.
         fot = stack.run("fot", "start", "points", "--offset", str(offsets[OFFSETS // 2]))
-        other = vm_with_disk(folder / "other", fot["uri"])
+        assert ET.fromstring(fot["libvirt"]).find("source").attrib["protocol"] == "nbd"
+        other = vm_with_drive(folder / "other", fot["qemu"])
         try:
             _check(look(other), heard, parse_time(fot["resolved"]["captured_at"]))
         finally:
