@@ -9,7 +9,7 @@ from rich.table import Table
 from rephub.cli.output import Cli
 from rephub.cli.points import Point, resolved
 from rephub.core.errors import ConfirmationRequired
-from rephub.core.units import format_bytes, format_duration
+from rephub.core.units import format_bytes, format_duration, rfc3339
 from rephub.schemas import events as ev
 
 
@@ -56,6 +56,8 @@ def item(plan: ev.PlanItem) -> dict[str, Any]:
         "lost_events": plan.lost_events,
         "lost_bytes": plan.lost_bytes,
         "lost_seconds": plan.lost_seconds,
+        "applied_from_at": rfc3339(plan.applied_from_at) if plan.applied_from_at else None,
+        "last_checkpoint": plan.last_checkpoint,
         "resolved": resolved(found),
     }
 

@@ -165,6 +165,33 @@ def promote(catalogue: Catalogue, command: cmd.Promote, now: int) -> ev.Record:
     )
 
 
+def cancel_promote(catalogue: Catalogue, command: cmd.CancelPromote, now: int) -> ev.Record:
+    """Give up a promote that is under way, also a copy; one that is done stays done.
+
+    Raises:
+        UsageError: not exactly one target.
+        NotFoundError: none is under way.
+    """
+    if (command.volume is None) == (command.group is None):
+        raise UsageError("not exactly one of volume and group is named", hint="name a volume, or a group")
+    for found in reversed(catalogue.promotions.values()):
+        if found.ended or found.dry_run:
+            continue
+        if found.group == command.group if command.group is not None else found.volumes == [command.volume]:
+            if found.cancel_id:
+                return fulfilled(catalogue, command, now, {"promotion": found.name, "state": found.state})
+            return make(
+                catalogue,
+                ev.PromoteCancelRequested,
+                now,
+                command.id,
+                found.name,
+                command_id=command.id,
+                promotion=found.name,
+            )
+    raise NotFoundError(f"no promote of {command.volume or command.group} is under way", hint="rephub status")
+
+
 def _done_already(catalogue: Catalogue, command: cmd.Promote) -> Promotion | None:
     """The promotion that did just what the command asks for, if its volumes are still as it left them."""
     for promotion in reversed(catalogue.promotions.values()):

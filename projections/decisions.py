@@ -41,6 +41,7 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
     cmd.Promote: decide_points.promote,
+    cmd.CancelPromote: decide_points.cancel_promote,
     cmd.Failover: decide_failover.failover,
     cmd.Commit: decide_failover.commit,
     cmd.Rollback: decide_failover.rollback,

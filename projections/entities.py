@@ -317,6 +317,8 @@ class Promotion:
     """PlanItem as dicts, once planned; what was done, once promoted."""
     detached: list[str] = field(default_factory=list)
     """Volumes that no agent captures since PromoteStarted."""
+    cancel_id: str = ""
+    """The PromoteCancelRequested that was too late, or waits for the diskbox."""
     reason: str = ""
     deadline_at: int = 0
     """The hub gives up waiting for the plan after this; 0: never."""

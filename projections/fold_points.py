@@ -168,6 +168,10 @@ def _promoted(catalogue: Catalogue, event: ev.Promoted) -> None:
     prune(catalogue.promotions)
 
 
+def _promote_cancel_requested(catalogue: Catalogue, event: ev.PromoteCancelRequested) -> None:
+    _promotion(catalogue, event.promotion, "requested", "planned", "started").cancel_id = event.id
+
+
 def _promote_failed(catalogue: Catalogue, event: ev.PromoteFailed) -> None:
     """The agents attach anew by themselves where they have let go."""
     promotion = _promotion(catalogue, event.promotion, "requested", "planned", "started")
@@ -202,4 +206,5 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.PromoteStarted: _promote_started,
     ev.Promoted: _promoted,
     ev.PromoteFailed: _promote_failed,
+    ev.PromoteCancelRequested: _promote_cancel_requested,
 }

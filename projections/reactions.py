@@ -213,7 +213,11 @@ def _given_up(catalogue: Catalogue, now: int) -> Iterator[ev.Record]:
 def _of_promotion(catalogue: Catalogue, promotion: Promotion, now: int) -> Iterator[ev.Record]:
     """Begin what is planned; give up on a plan that does not come, or that something forbids by now."""
     error: RephubError | None = None
-    if promotion.state == "requested" and expired(promotion.deadline_at, now):
+    if promotion.cancel_id and (
+        promotion.state == "requested" or (promotion.state == "planned" and promotion.final)
+    ):
+        error = ConflictError("the promote was cancelled", hint="nothing was changed")
+    elif promotion.state == "requested" and expired(promotion.deadline_at, now):
         error = too_late(f"diskbox {promotion.diskbox} did not plan the promote")
     elif promotion.state == "planned" and promotion.final:
         error = pinned_below(catalogue, promotion) or _unfit(catalogue, promotion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors, sync_directory
@@ -14,8 +15,13 @@ from rephub.core.errors import RequestError, StorageError, UsageError
 CHUNK_BYTES = 4 << 20
 
 
-async def copy_view(view: View, target: Path) -> None:
+async def copy_view(view: View, target: Path, step_done: Callable[[int], None]) -> None:
     """Write what the view shows to a new file.
+
+    Args:
+        view: of the point.
+        target: absolute path.
+        step_done: called with the bytes that are done, between two steps; what it raises ends the copy.
 
     Raises:
         UsageError: the path is not absolute.
@@ -30,7 +36,7 @@ async def copy_view(view: View, target: Path) -> None:
         file = ThreadedFile(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         try:
             await file.run(os.ftruncate, view.size_bytes)
-            await _copy(view, file)
+            await _copy(view, file, step_done)
             await file.run(os.fsync)
             check_free(target)
             temporary.replace(target)
@@ -44,12 +50,13 @@ async def copy_view(view: View, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-async def _copy(view: View, file: ThreadedFile) -> None:
+async def _copy(view: View, file: ThreadedFile, step_done: Callable[[int], None]) -> None:
     start = 0
     while start < view.size_bytes:
         for length, flags in await view.block_status(start, view.size_bytes - start):
             end = start + length
             while start < end:
+                step_done(start)
                 step = min(CHUNK_BYTES, end - start)
                 if flags != HOLE_AND_ZERO:
                     await file.run(write_at, start, [memoryview(await view.read(start, step))])

@@ -448,8 +448,10 @@ class Projector:
         self._frozen_at, self._rate = journal_offset, bytes_per_second
         self.changed.notify()
 
-    async def apply_exactly(self, journal_offset: int, timeout_seconds: float) -> None:
-        """Let the floor rise to the point and nowhere else from now on; wait until it is applied.
+    async def apply_exactly(
+        self, journal_offset: int, timeout_seconds: float, given_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Let the floor rise to the point and nowhere else from now on; wait until it is applied, or `given_up`.
 
         Raises:
             DeadlineError: not in time; it goes on.
@@ -462,6 +464,7 @@ class Projector:
                 self.applier.applied_offset >= journal_offset
                 or self.storage is not None
                 or self._is_held_by_rot()
+                or given_up()
             ),
             timeout_seconds,
             f"applying {self.volume} up to offset {journal_offset}",

@@ -54,6 +54,8 @@ class PromoteJobs:
             elif promotion.state == "requested":
                 self._jobs.once(("plan", name), functools.partial(self._plan, promotion))
             elif promotion.to is not None or promotion.state == "started":
+                if promotion.cancel_id:
+                    self._promotions.wake(promotion)
                 self._jobs.once(("promote", name), functools.partial(self._promote, promotion))
 
     async def _plan(self, promotion: Promotion) -> None:

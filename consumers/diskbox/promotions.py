@@ -55,6 +55,8 @@ class Promotions:
         self._volumes = volumes
         self._fots = fots
         self._detach_seconds = detach_seconds
+        self.progress: dict[str, tuple[int, int]] = {}
+        """By volume that is promoted or copied now: bytes done and in all."""
 
     async def plan(self, promotion: Promotion, checkpoints: Mapping[str, Checkpoint]) -> tuple[PlanItem, ...]:
         """What would be applied and what would be lost; unless it is a dry run, the points are pinned.
@@ -99,6 +101,13 @@ class Promotions:
             ):
                 projector.pin(holder(promotion), plan["offset"])
 
+    def wake(self, promotion: Promotion) -> None:
+        """It is to be given up: let whoever waits for its volumes look."""
+        for name in promotion.volumes:
+            box = self._volumes.get(name)
+            if box is not None and box.projector is not None:
+                box.projector.changed.notify()
+
     def unpin(self, promotion: str) -> None:
         """The promotion ended one way or the other."""
         for box in self._volumes.values():
@@ -115,7 +124,15 @@ class Promotions:
             projector = projector_of(self._volumes, plan["volume"])
             check_floor(projector, plan)
             view = View(projector, plan["offset"], None)
-            await copy_view(view, target(promotion, plan["volume"]))
+
+            def step_done(done_bytes: int, view: View = view, volume: str = plan["volume"]) -> None:
+                _check_wanted(promotion)
+                self.progress[volume] = done_bytes, view.size_bytes
+
+            try:
+                await copy_view(view, target(promotion, plan["volume"]), step_done)
+            finally:
+                self.progress.pop(plan["volume"], None)
 
     async def carry_out(self, promotion: Promotion, detached: Callable[[], bool], changed: Signal) -> None:
         """Fence, apply exactly, mark: all volumes or none.
@@ -128,8 +145,12 @@ class Promotions:
         Raises:
             RephubError: not promoted; the projectors go on as before.
         """
+
+        def let_go() -> bool:
+            return detached() or bool(promotion.cancel_id)
+
         try:
-            await changed.wait_for(detached, self._detach_seconds, "the agent lets go")
+            await changed.wait_for(let_go, self._detach_seconds, "the agent lets go")
         except DeadlineError:
             log.warning("promotion=%s agent=silent it is fenced all the same", promotion.name)
         boxes = [
@@ -139,13 +160,16 @@ class Promotions:
         ]
         pending = [(box, plan) for box, plan in boxes if not _is_done(box, promotion)]
         try:
+            if len(pending) == len(boxes):
+                _check_wanted(promotion)
             for box, plan in pending:
                 projector = projector_of(self._volumes, box.name)
                 check_floor(projector, plan)
                 await self._check_ours(box.name)
                 await fence(self._store, projector, promotion.name, "promote")
             for box, plan in pending:
-                await projector_of(self._volumes, box.name).apply_exactly(plan["offset"], APPLY_SECONDS)
+                await self._apply(promotion, projector_of(self._volumes, box.name), plan["offset"])
+            # From here on it is too late to give up.
             for box, plan in pending:
                 await box.mark_promoted(promotion.name, plan["offset"])
         except BaseException:
@@ -154,6 +178,27 @@ class Promotions:
             raise
         for box, _ in pending:
             await self.let_go(box)
+
+    async def _apply(self, promotion: Promotion, projector: Projector, offset: int) -> None:
+        """Apply exactly; `status` shows how far it is. Raises: as `Projector.apply_exactly`, ConflictError: cancelled."""
+        seen = projector.applier.applied_offset
+        total = projector.index.count(seen, offset)[1]
+        self.progress[projector.volume] = 0, total
+
+        def look() -> bool:
+            nonlocal seen
+            applied = projector.applier.applied_offset
+            if applied != seen:
+                # Counting costs milliseconds, and this is asked often.
+                seen = applied
+                self.progress[projector.volume] = total - projector.index.count(applied, offset)[1], total
+            return bool(promotion.cancel_id)
+
+        try:
+            await projector.apply_exactly(offset, APPLY_SECONDS, look)
+        finally:
+            self.progress.pop(projector.volume, None)
+        _check_wanted(promotion)
 
     async def _check_ours(self, volume: str) -> None:
         """A fence takes the agent's epoch: not after another diskbox took the volume over. Raises UnavailableError."""
@@ -182,6 +227,7 @@ def plan_item(projector: Projector, resolved: Resolved, path: str | None = None)
     """
     offset = resolved.offset
     events, length = projector.index.count(projector.applier.applied_offset, offset)
+    applied_at = projector.timeline.captured_at(projector.applier.applied_offset)
     lost_events, lost_bytes = projector.index.count(offset, projector.head_offset)
     head_at = projector.timeline.captured_at(projector.head_offset) or 0
     # Markers after the point are no loss.
@@ -189,8 +235,14 @@ def plan_item(projector: Projector, resolved: Resolved, path: str | None = None)
     return PlanItem(
         volume=projector.volume, offset=offset, captured_at=resolved.captured_at, checkpoint=resolved.checkpoint,
         path=path or projector.applier.position.path, events=events, bytes=length, lost_events=lost_events,
-        lost_bytes=lost_bytes, lost_seconds=lost_seconds,
+        lost_bytes=lost_bytes, lost_seconds=lost_seconds, applied_from_at=applied_at,
+        last_checkpoint=projector.timeline.last_checkpoint(offset),
     )  # fmt: skip
+
+
+def _check_wanted(promotion: Promotion) -> None:
+    if promotion.cancel_id:
+        raise ConflictError("the promote was cancelled", hint="protection goes on as before")
 
 
 def holder(promotion: Promotion) -> str:

@@ -29,6 +29,10 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
             {"volume": name, "done_bytes": done, "total_bytes": total}
             for name, (done, total) in diskbox.moves.progress.items()
         ],
+        "promotions": [
+            {"volume": name, "done_bytes": done, "total_bytes": total}
+            for name, (done, total) in diskbox.promotions.progress.items()
+        ],
         "failovers": diskbox.failovers.status(),
         "fots": [
             {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}

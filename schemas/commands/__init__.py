@@ -19,6 +19,18 @@ class CancelMove:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelPromote:
+    """Give up a promote."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    volume: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelVerify:
     """End a verify that is under way."""
 
@@ -298,5 +310,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failback | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failback, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelPromote | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failback | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelPromote, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failback, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

@@ -365,6 +365,8 @@ class PlanItem:
     lost_events: int
     lost_bytes: int
     lost_seconds: float
+    applied_from_at: int | None = None
+    last_checkpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -863,6 +865,19 @@ class PauseRequested:
     hub_epoch: int
     volume: str
     deadline_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteCancelRequested:
+    """A promote is to be given up, if it is not too late."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    promotion: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1370,5 +1385,5 @@ class VolumesMoved:
     move: str
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | CommitRequested | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FailoverAttachFailed | FailoverAttached | FailoverCloseRequested | FailoverClosed | FailoverCommitted | FailoverDetached | FailoverDrained | FailoverFailed | FailoverFolded | FailoverOpened | FailoverPlanned | FailoverRequested | FailoverResumed | FailoverRolledBack | FailoverStarted | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | RollbackRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, CommitRequested, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FailoverAttachFailed, FailoverAttached, FailoverCloseRequested, FailoverClosed, FailoverCommitted, FailoverDetached, FailoverDrained, FailoverFailed, FailoverFolded, FailoverOpened, FailoverPlanned, FailoverRequested, FailoverResumed, FailoverRolledBack, FailoverStarted, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, RollbackRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | CommitRequested | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FailoverAttachFailed | FailoverAttached | FailoverCloseRequested | FailoverClosed | FailoverCommitted | FailoverDetached | FailoverDrained | FailoverFailed | FailoverFolded | FailoverOpened | FailoverPlanned | FailoverRequested | FailoverResumed | FailoverRolledBack | FailoverStarted | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteCancelRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | RollbackRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, CommitRequested, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FailoverAttachFailed, FailoverAttached, FailoverCloseRequested, FailoverClosed, FailoverCommitted, FailoverDetached, FailoverDrained, FailoverFailed, FailoverFolded, FailoverOpened, FailoverPlanned, FailoverRequested, FailoverResumed, FailoverRolledBack, FailoverStarted, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteCancelRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, RollbackRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)

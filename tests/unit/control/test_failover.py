@@ -270,3 +270,14 @@ def test_a_lost_diskbox(state: str) -> None:
     world.announces(box, "again")
     world.settle()
     assert found.state == ("committed" if state == "committing" else "opened")
+
+
+def test_a_promote_is_cancelled_before_it_started() -> None:
+    world = World()
+    world.protected()
+    assert isinstance(world.rejected(world.command(cmd.CancelPromote, volume="v1")), NotFoundError)
+    world.send(world.command(cmd.Promote, volume="v1", dry_run=False, **LATEST))
+    world.done(world.command(cmd.CancelPromote, volume="v1"))
+    (promotion,) = world.catalogue.promotions.values()
+    assert (promotion.state, promotion.reason) == ("failed", "the promote was cancelled")
+    assert world.catalogue.volumes["v1"].state == "protected"

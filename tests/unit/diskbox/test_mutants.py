@@ -33,13 +33,13 @@ def unchecked(value: bytes) -> Any:
         codec.crc32c = original
 
 
-async def one_more(self: Projector, offset: int, seconds: float) -> None:
+async def one_more(self: Projector, offset: int, seconds: float, *more: Any) -> None:
     self.pins.clear()
-    await apply_exactly(self, offset + 1, seconds)
+    await apply_exactly(self, offset + 1, seconds, *more)
 
 
-async def one_less(self: Projector, offset: int, seconds: float) -> None:
-    await apply_exactly(self, offset - 1, seconds)
+async def one_less(self: Projector, offset: int, seconds: float, *more: Any) -> None:
+    await apply_exactly(self, offset - 1, seconds, *more)
 
 
 MUTANTS: dict[str, tuple[object, str, Callable]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from diskbox_site import DiskboxSite, read_all, running
 from journal_model import JournalModel
+from rephub.consumers.diskbox import copying
 from rephub.consumers.diskbox import overlay as overlay_module
 from rephub.consumers.diskbox.status import status_document, timeline_document
+from rephub.consumers.diskbox.view import View
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.documents import checksum
 from rephub.core.errors import RequestError
@@ -482,3 +485,54 @@ async def test_a_diverged_journal_is_joined_again_by_a_resync(short_dir) -> None
         assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
         assert site.status("v")["stopped"] is None
         assert Path(site.status("v")["path"]).stat().st_size == model.size
+
+
+async def test_a_promote_is_given_up_until_all_is_applied(short_dir) -> None:
+    async with running(make_site(short_dir, detach_seconds=60.0)) as site:
+        model = await protected(site)
+        await site.promotion("p", ["v"], "latest", "")
+        await site.tell(ev.PromoteStarted, promotion="p")
+        await site.tell(ev.PromoteCancelRequested, promotion="p")
+        ended = await site.promoted("p")
+        assert (ended.state, ended.reason) == ("failed", "the promote was cancelled")
+        assert site.status("v")["pins"] == {}
+        model.some_writes(5)
+        await site.publish("v")
+        await site.caught_up("v")
+        fot = await site.fot("after", ["v"], "latest", "")
+        assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
+
+
+async def test_a_copy_is_given_up_and_leaves_nothing(short_dir, monkeypatch) -> None:
+    async with running(make_site(short_dir)) as site:
+        await protected(site)
+        copied = asyncio.Event()
+        read = View.read
+
+        async def slowly(self, start, length):
+            await copied.wait()
+            return await read(self, start, length)
+
+        monkeypatch.setattr(View, "read", slowly)
+        monkeypatch.setattr(copying, "CHUNK_BYTES", 4096)
+        target = short_dir / "copy.raw"
+        await site.promotion("p", ["v"], "latest", "", to=str(target))
+        await site.until(lambda _: status_document(site.diskbox)["promotions"], "copying")
+        await site.tell(ev.PromoteCancelRequested, promotion="p")
+        await site.until(lambda catalogue: catalogue.promotions["p"].cancel_id, "asked")
+        copied.set()
+        assert (await site.promoted("p")).reason == "the promote was cancelled"
+        assert [path.name for path in short_dir.iterdir() if "copy.raw" in path.name] == []
+        assert status_document(site.diskbox)["promotions"] == []
+
+
+async def test_a_plan_says_what_it_covers(short_dir) -> None:
+    async with running(make_site(short_dir)) as site:
+        model = await protected(site)
+        model.checkpoint("named")
+        model.some_writes(3)
+        await site.publish("v")
+        await site.caught_up("v")
+        (plan,) = (await site.promotion("p", ["v"], "latest", "", dry_run=True)).plans
+        assert plan["last_checkpoint"] == "named"
+        assert plan["applied_from_at"] <= plan["captured_at"]
