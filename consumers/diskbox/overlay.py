@@ -14,6 +14,7 @@ Two things may die, and the map has a file for each:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import mmap
@@ -64,6 +65,7 @@ class Overlay:
         self._data: ThreadedFile
         self._live: mmap.mmap
         self._flushed = -1
+        self._flush_lock = asyncio.Lock()
         self.map: BlockMap
 
     @classmethod
@@ -217,6 +219,12 @@ class Overlay:
         """
         if not self.durable:
             return
+        # One after the other: a second one finds the chunks of the first taken, and must not be answered before they are
+        # on disk; nor may the first write an older state of a chunk over that of the second.
+        async with self._flush_lock:
+            await self._flush(barrier)
+
+    async def _flush(self, barrier: Barrier | None) -> None:
         # As the map is now: what is written meanwhile belongs to the next flush.
         changed, self._changed = self._changed, set()
         chunks = [

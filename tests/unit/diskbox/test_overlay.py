@@ -154,6 +154,29 @@ async def test_the_map_follows_the_data_and_the_barrier(tmp_path: Path, boots: P
     overlay.discard()
 
 
+async def test_a_flush_beside_another_is_answered_when_both_are_durable(tmp_path: Path, boots: Path) -> None:
+    """As two connections of one VM do, or two writes with FUA."""
+    overlay = make(tmp_path)
+    held, go = asyncio.Event(), asyncio.Event()
+
+    async def barrier() -> None:
+        held.set()
+        await go.wait()
+
+    await overlay.write(0, b"a" * BLOCK_BYTES)
+    first = asyncio.create_task(overlay.flush(barrier))
+    await held.wait()
+    second = asyncio.create_task(overlay.flush())
+    await overlay.write(BLOCK_BYTES, b"b" * BLOCK_BYTES)
+    third = asyncio.create_task(overlay.flush())
+    done, _ = await asyncio.wait((second, third), timeout=0.1)
+    assert not done, "the first block is not durable yet"
+    go.set()
+    await asyncio.gather(first, second, third)
+    assert (tmp_path / "v.flushed").read_bytes()[:3] == bytes([HELD, HELD, ABSENT])
+    overlay.discard()
+
+
 async def test_the_limit_counts_data_alone(tmp_path: Path, boots: Path) -> None:
     overlay = make(tmp_path, bytes_max=3 * BLOCK_BYTES)
     assert overlay.has_room(0, 3)
