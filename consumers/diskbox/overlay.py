@@ -66,6 +66,8 @@ class Overlay:
         self._live: mmap.mmap
         self._flushed = -1
         self._flush_lock = asyncio.Lock()
+        self._failed: StorageError | None = None
+        """A flush that failed is not made again."""
         self.map: BlockMap
 
     @classmethod
@@ -215,13 +217,15 @@ class Overlay:
             barrier: makes the recovery volume durable, into which blocks are folded.
 
         Raises:
-            StorageError: nobody knows what is on disk.
+            StorageError: nobody knows what is on disk: the kernel may have dropped the pages, so no later flush succeeds.
         """
         if not self.durable:
             return
         # One after the other: a second one finds the chunks of the first taken, and must not be answered before they are
         # on disk; nor may the first write an older state of a chunk over that of the second.
         async with self._flush_lock:
+            if self._failed is not None:
+                raise self._failed
             await self._flush(barrier)
 
     async def _flush(self, barrier: Barrier | None) -> None:
@@ -242,6 +246,9 @@ class Overlay:
             if chunks:
                 with storage_errors("sync", _path(self._directory, self._name, "flushed")):
                     await self._data.run(_write_chunks, self._flushed, chunks)
+        except StorageError as exc:
+            self._failed = exc
+            raise
         except BaseException:
             self._changed |= changed
             raise
