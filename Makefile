@@ -17,6 +17,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/integration/test_agent_load.py tests/integration/test_main_job.py tests/integration/test_prefix.py \
 	tests/integration/test_pause.py tests/integration/test_dirty_lines.py tests/integration/test_discovery.py \
 	tests/integration/test_fencing.py tests/integration/test_recovery_of_faults.py \
+	tests/integration/test_failover.py tests/integration/test_failback.py tests/integration/test_failover_guest.py \
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
@@ -39,7 +40,7 @@ test-long: setup ## those of fleets, groups and long logs, which take minutes ea
 
 test-qemu10: setup ## those that attach to QEMU, on QEMU 10 of Debian's backports
 	@scripts/qemu-backports .cache/qemu-10
-	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) $(PYTEST) $(QEMU_TESTS)
+	PATH=$(CURDIR)/.cache/qemu-10/usr/bin:$$PATH REQUIRE=$(REQUIRE) $(BIN)/pytest $(PARALLEL) -m "not long" $(PYTEST) $(QEMU_TESTS)
 
 simulate: ## seeded faults on a simulated clock: SEEDS=1000000 runs many, SEED=66 repeats one and tells what happened
 	@PYTHONPATH=tests $(BIN)/python -m simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000) --first $(or $(FIRST),0))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from guests import goes_on, halted_vm, look, make_disk, stop_writing, vm_with_disk, write_numbers
-from stack import Stack, read_uri
+from guests import DISK_BYTES, goes_on, halted_vm, look, make_disk, stop_writing, vm_with_disk, write_numbers
+from rephub.schemas import events as ev
+from stack import Stack, events, read_uri
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -82,3 +83,40 @@ def test_a_move_stops_the_vm_and_loses_nothing(stack: Stack, vm1: Any, folder: P
     stack.run("wait", "movevm", "--state", "protected", "--timeout", "60")
     assert goes_on(vm1) > found.last
     stack.run("unprotect", "movevm", "--purge")
+
+
+def test_there_and_back_with_machines(stack: Stack, vm1: Any, folder: Path) -> None:
+    """VM1 is moved, VM1R writes on, is protected onto VM1's disk and moved home: only what VM1R wrote is looked at."""
+    stack.protect("home", vm1.qmp, "data")
+    goes_on(vm1)
+    vm1r = halted_vm(folder / "vm1r")
+    try:
+        stack.run("move", "home", "--yes", "--qmp", str(vm1r.qmp))
+        stack.wait_until("VM1 is let go", lambda: vm1.query("query-block-jobs") == [])
+        vm1.process.kill()
+        vm1.process.wait()
+        vm1r.wait_booted()
+        found = look(vm1r)
+        write_numbers(vm1r, "/mnt/r")
+        goes_on(vm1r)
+        stack.run("commit", "home", "--yes")
+        # Monitor and node are those that the move gave it.
+        stack.run("failback", "home", "--recovery", str(folder / "vm1.raw"), "--yes")
+        stack.run("wait", "home", "--state", "protected", "--timeout", "60")
+        (digested,) = [
+            event
+            for event in events(stack)
+            if isinstance(event, ev.ExtentsDigested) and event.volume == "home"
+        ]
+        assert digested.digested_bytes < DISK_BYTES // 4
+        sure = goes_on(vm1r)
+        assert stack.run("move", "home", "--yes")["lost_events"] == 0
+    finally:
+        vm1r.stop()
+    stack.run("commit", "home", "--yes", "--close")
+    again = vm_with_disk(folder / "again", str(folder / "vm1.raw"))
+    try:
+        assert look(again).last >= sure > found.last
+    finally:
+        again.stop()
+    stack.run("unprotect", "home", "--purge")

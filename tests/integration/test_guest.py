@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guests import halted_vm, make_disk, vm_with_disk
 from stack import Stack
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache/guest"
-DISK_BYTES = 64 << 20
-DRIVE = ["if=none,id=drive0,node-name=data", "-device", "virtio-blk-pci,drive=drive0"]
 WRITER = """
 mount -t ext4 /dev/vda /mnt
 cat > /tmp/load <<'END'
@@ -33,26 +28,10 @@ sh /tmp/load > /dev/null 2>&1 &
 """
 
 
-def _guest_module() -> Any:
-    spec = importlib.util.spec_from_file_location("guest", ROOT / "scripts/guest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["guest"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def guest(folder: Path) -> Iterator[Any]:
     """A VM whose ext4 data disk (node `data`) is written to all the time, every file fsynced."""
-    disk = folder / "vm1.raw"
-    with disk.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    subprocess.run(["mkfs.ext4", "-qF", disk], check=True)
-    vm = _guest_module().Guest(
-        CACHE, folder / "vm1", ["-drive", f"file={disk},format=raw,{DRIVE[0]}", *DRIVE[1:]]
-    )
+    vm = vm_with_disk(folder / "vm1", str(make_disk(folder / "vm1.raw")))
     try:
         vm.run(WRITER)
         yield vm
@@ -147,11 +126,6 @@ grep -c . /proc/partitions
 """
 
 
-def _halted(folder: Path, name: str, *options: str) -> Any:
-    """VM1R: a machine without a disk that waits for `cont`."""
-    return _guest_module().Guest(CACHE, folder / name, list(options), halted=True)
-
-
 @pytest.mark.parametrize(
     "options", [(), ("-machine", "q35", "-device", "pcie-root-port,id=rp1,chassis=1")], ids=["pc", "q35"]
 )
@@ -165,7 +139,7 @@ def test_failover_test_of_the_sketch(
     made = stack.run("checkpoint", "create", "point", "--volume", "vm1", "--quiesce")
     guest.run("echo 'after the checkpoint' > /mnt/marker; sync")
     # VM1R is a new VM, which has no disk and does not run yet.
-    vm1r = _halted(folder, "vm1r", *options)
+    vm1r = halted_vm(folder / "vm1r", *options)
     try:
         # The operator starts the FOT at the checkpoint; the diskbox opens Vol1R as it was, with scratch for writes.
         # The RepAgent redirects VM1R: by its QMP it gets the view as its disk, and runs.
@@ -204,7 +178,7 @@ def test_a_recovery_vm_that_cannot_get_the_disk(stack: Stack, guest: Any, folder
     stack.protect("vm2", guest.qmp, "data")
     error = stack.fails("fot", "start", "vm2", "--latest", "--qmp", str(folder / "nobody"), code=4)
     assert "is not there" in error["message"]
-    vm1r = _halted(folder, "vm1r", "-machine", "q35")
+    vm1r = halted_vm(folder / "vm1r", "-machine", "q35")
     try:
         error = stack.fails("fot", "start", "vm2", "--latest", "--qmp", str(vm1r.qmp), code=5)
         assert "no free slot" in error["message"]
