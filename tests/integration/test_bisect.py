@@ -52,6 +52,8 @@ def test_the_write_that_broke_it_is_found(stack: Stack, disk: StorageDaemon, fol
     for number in range(9):
         _write(disk, free + 4096 * number, 90 + number)
     stack.run("checkpoint", "create", "broken-after", "--volume", "broken")
+    _write(disk, free, 1)
+    stack.wait_until("everything is acked", lambda: stack.status("broken")["lag_bytes"] == 0)
     copy = str(folder / "copy")
     search = (
         "fot",
