@@ -160,15 +160,16 @@ class Promotions:
         ]
         pending = [(box, plan) for box, plan in boxes if not _is_done(box, promotion)]
         try:
-            if len(pending) == len(boxes):
-                _check_wanted(promotion)
+            # Once a volume is marked, it is too late for all of them.
+            wanted = _check_wanted if len(pending) == len(boxes) else _go_on
+            wanted(promotion)
             for box, plan in pending:
                 projector = projector_of(self._volumes, box.name)
                 check_floor(projector, plan)
                 await self._check_ours(box.name)
                 await fence(self._store, projector, promotion.name, "promote")
             for box, plan in pending:
-                await self._apply(promotion, projector_of(self._volumes, box.name), plan["offset"])
+                await self._apply(promotion, projector_of(self._volumes, box.name), plan["offset"], wanted)
             # From here on it is too late to give up.
             for box, plan in pending:
                 await box.mark_promoted(promotion.name, plan["offset"])
@@ -179,7 +180,9 @@ class Promotions:
         for box, _ in pending:
             await self.let_go(box)
 
-    async def _apply(self, promotion: Promotion, projector: Projector, offset: int) -> None:
+    async def _apply(
+        self, promotion: Promotion, projector: Projector, offset: int, wanted: Callable[[Promotion], None]
+    ) -> None:
         """Apply exactly; `status` shows how far it is. Raises: as `Projector.apply_exactly`, ConflictError: cancelled."""
         seen = projector.applier.applied_offset
         total = projector.index.count(seen, offset)[1]
@@ -192,13 +195,13 @@ class Promotions:
                 # Counting costs milliseconds, and this is asked often.
                 seen = applied
                 self.progress[projector.volume] = total - projector.index.count(applied, offset)[1], total
-            return bool(promotion.cancel_id)
+            return wanted is _check_wanted and bool(promotion.cancel_id)
 
         try:
             await projector.apply_exactly(offset, APPLY_SECONDS, look)
         finally:
             self.progress.pop(projector.volume, None)
-        _check_wanted(promotion)
+        wanted(promotion)
 
     async def _check_ours(self, volume: str) -> None:
         """A fence takes the agent's epoch: not after another diskbox took the volume over. Raises UnavailableError."""
@@ -238,6 +241,10 @@ def plan_item(projector: Projector, resolved: Resolved, path: str | None = None)
         lost_bytes=lost_bytes, lost_seconds=lost_seconds, applied_from_at=applied_at,
         last_checkpoint=projector.timeline.last_checkpoint(offset),
     )  # fmt: skip
+
+
+def _go_on(_promotion: Promotion) -> None:
+    """A cancel comes too late."""
 
 
 def _check_wanted(promotion: Promotion) -> None:
