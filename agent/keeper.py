@@ -289,7 +289,11 @@ class Keeper:
         finally:
             self._hold = self.local.held = self.local.lost = None
         if resync or volume.failover:
-            why = "resync requested" if volume.taken_by == held.taken_by else "failed over"
+            why = (
+                "resync requested"
+                if volume.taken_by == held.taken_by
+                else "fenced by a fail-over or a promote"
+            )
             self._announce_lost(held.epoch, held.attachment_id, why)
         else:
             await self._announce_detached(volume, held.epoch, requested)

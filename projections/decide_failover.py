@@ -183,7 +183,7 @@ def rollback(catalogue: Catalogue, command: cmd.Rollback, now: int) -> ev.Record
     found = _to_end(catalogue, command.volume, command.group)
     if found.state in ("rolling_back", "rolled_back", "failed"):
         return fulfilled(catalogue, command, now, answer(found))
-    if found.state in ("committing", "committed", "closing", "closed"):
+    if found.final:
         raise ConflictError(
             f"the fail-over of {', '.join(found.volumes)} is committed",
             hint=f"rephub failback {found.group or found.volumes[0]} goes back with what was written since",

@@ -27,13 +27,14 @@ FAILOVER = StateTable(
         # FailoverCloseRequested
         "close": {"committed": "closing"},
         "closed": {"committed": "closed", "closing": "closed"},
-        # RollbackRequested: also a cancel
+        # RollbackRequested: also a cancel; of one that is committing only until the journal is folded
         "rollback": {
             "requested": "rolling_back",
             "drained": "rolling_back",
             "planned": "rolling_back",
             "started": "rolling_back",
             "opened": "rolling_back",
+            "committing": "rolling_back",
         },
         "rolled_back": {"rolling_back": "rolled_back"},
         "failed": {
@@ -110,6 +111,13 @@ class Failover:
     def redirected(self) -> bool:
         """A VM has the views as disks, or may have: it lets go before they close."""
         return self.redirect in ("due", "attached")
+
+    @property
+    def final(self) -> bool:
+        """There is no way back: what the VM wrote goes, or may have gone, into the recovery volume."""
+        return self.state in ("committed", "closing", "closed") or (
+            self.state == "committing" and self.folded
+        )
 
     @property
     def to_drain(self) -> bool:

@@ -152,6 +152,8 @@ def _committed(catalogue: Catalogue, event: ev.FailoverCommitted) -> None:
 
 def _rollback_requested(catalogue: Catalogue, event: ev.RollbackRequested) -> None:
     failover, state = _failover(catalogue, event.failover, "rollback")
+    if failover.final:
+        raise ConflictError(f"fail-over {event.failover} is being committed")
     failover.state = state
     failover.end_id, failover.reason = event.id, event.reason
     for volume in _volumes(catalogue, failover):

@@ -153,7 +153,7 @@ def _state(  # noqa: PLR0911 - one line for each piece of news
     if volume.paused_at and volume.resume_id:
         return volume.state, f"resume under way: {agent.get('reason') or agent_silent or 'attaching'}"
     if volume.state not in CAPTURED:
-        return volume.state, volume.reason
+        return volume.state, box.get("problem") or volume.reason
     if volume.unprotect_id or volume.promotion:
         return volume.state, volume.reason or (
             "promote under way" if volume.promotion else "unprotect under way"

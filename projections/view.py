@@ -146,6 +146,26 @@ def plan(start: int, length: int, scratch: BlockMap | None, lookup: Lookup) -> l
     return pieces
 
 
+def zero_parts(
+    start: int, length: int, size_bytes: int
+) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
+    """A range that is to be zeroes: whole blocks need only be noted, edges are written.
+
+    Returns:
+        [(start, length)] of the edges; (first, next) of the whole blocks, None if there is none. The volume's last block
+        counts as whole although it may be a short one.
+    """
+    end = start + length
+    first, next_ = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
+    if end == size_bytes:
+        next_ = -(-end // BLOCK_BYTES)
+    if first >= next_:
+        return [(start, length)], None
+    low, high = first * BLOCK_BYTES, min(next_ * BLOCK_BYTES, end)
+    edges = [(start, low - start), (high, end - high)]
+    return [edge for edge in edges if edge[1]], (first, next_)
+
+
 def allocation(
     pieces: list[Piece], recovery_holes: Callable[[int, int], list[tuple[int, bool]]], size_bytes: int
 ) -> list[tuple[int, bool]]:

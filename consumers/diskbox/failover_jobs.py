@@ -93,11 +93,11 @@ class FailoverJobs:
         except RephubError as exc:
             if failover.state != "started":
                 # A VM may have written to it: it is neither given up nor shown as anything else.
-                self._failovers.problems[failover.name] = exc
+                self._failovers.note(failover, exc)
                 raise UnavailableError(exc.message) from exc
             await self._failed(failover, exc)
             return
-        self._failovers.problems.pop(failover.name, None)
+        self._failovers.note(failover, None)
         if failover.state == "started":
             await self._tell(ev.FailoverOpened, failover, views=opened.items, plans=opened.plans)
 
@@ -109,9 +109,9 @@ class FailoverJobs:
         try:
             await self._failovers.commit(failover)
         except RephubError as exc:
-            self._failovers.problems[failover.name] = exc
+            self._failovers.note(failover, exc)
             raise UnavailableError(exc.message) from exc
-        self._failovers.problems.pop(failover.name, None)
+        self._failovers.note(failover, None)
         await self._tell(ev.FailoverCommitted, failover, plans=_done(failover))
 
     async def _undo(self, failover: Failover) -> None:

@@ -13,14 +13,14 @@ import errno
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from rephub.consumers.diskbox.files import is_full
 from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.recovery import RecoveryVolume
-from rephub.consumers.diskbox.view import HOLE_AND_ZERO
-from rephub.core.errors import RequestError, StorageError
+from rephub.consumers.diskbox.view import HOLE_AND_ZERO, request_errors
+from rephub.core.errors import RequestError
 from rephub.core.nbd.export import Buffer, ExportInfo, Extents
 from rephub.projections.coalesce import DeviceWrite
-from rephub.projections.view import ABSENT, BLOCK_BYTES, FOLDED, HELD, ZEROED
+from rephub.projections.index import RECOVERY, Piece
+from rephub.projections.view import ABSENT, BLOCK_BYTES, FOLDED, HELD, ZEROED, allocation, zero_parts
 
 FOLD_BLOCKS = 256
 """Folded while writes wait: 1 MiB, some milliseconds."""
@@ -52,24 +52,15 @@ class RecoveryBase:
 
     async def read(self, start: int, length: int) -> Buffer:
         """See `Base.read`."""
-        with _request_errors():
+        with request_errors():
             return await self.recovery.pread(start, length)
 
     async def block_status(self, start: int, length: int) -> Extents:
         """See `Base.block_status`; only whole blocks are called holes."""
-        with _request_errors():
-            found = await self.recovery.allocation(start, length)
-        extents, position = [], start
-        for count, is_hole in found:
-            first = -(-position // BLOCK_BYTES) * BLOCK_BYTES
-            end = position + count
-            next_ = end if end == self._size_bytes else end // BLOCK_BYTES * BLOCK_BYTES
-            if is_hole and first < next_:
-                extents += [(first - position, 0), (next_ - first, HOLE_AND_ZERO), (end - next_, 0)]
-            else:
-                extents.append((count, 0))
-            position = end
-        return [extent for extent in extents if extent[0]]
+        with request_errors():
+            holes = await self.recovery.allocation(start, length)
+        found = allocation([Piece(start, length, RECOVERY)], lambda _first, _count: holes, self._size_bytes)
+        return [(count, HOLE_AND_ZERO if is_zero else 0) for count, is_zero in found]
 
 
 class FailoverView:
@@ -88,6 +79,8 @@ class FailoverView:
         self.overlay = overlay
         self._base = base
         self._through: RecoveryVolume | None = None
+        self._moved = False
+        """Written through, and nothing is left in the overlay."""
         self._lock = asyncio.Lock()
         self._overlay_reads, self._read_ended = 0, asyncio.Event()
 
@@ -111,6 +104,11 @@ class FailoverView:
         """From now on writes go into the recovery volume, which holds all events up to the point."""
         self._base = RecoveryBase(recovery, self.size_bytes)
         self._through = recovery
+        self._moved = self._next_run(0) is None
+
+    def _next_run(self, block: int) -> tuple[int, int, int] | None:
+        """What is to be moved next into the recovery volume."""
+        return self.overlay.map.next_run((HELD, ZEROED), block, FOLD_BLOCKS)
 
     # Reading.
 
@@ -125,7 +123,7 @@ class FailoverView:
             if state == HELD:
                 self._overlay_reads += 1
                 try:
-                    with _request_errors():
+                    with request_errors():
                         out[at : at + count] = await self.overlay.pread(first, count)
                 finally:
                     self._overlay_reads -= 1
@@ -154,18 +152,22 @@ class FailoverView:
         """Write; with `fua` it is durable when this returns. Raises RequestError."""
         end = start + len(data)
         blocks = start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
-        if self._through is not None and self._is_free(start, end):
-            # Nothing of it is in the overlay, nor will be.
-            self.overlay.mark_folded(*blocks)
-            await self._put(DeviceWrite(start, len(data), [memoryview(data)]))
+        if self._moved:
+            await self._write_moved(start, data, blocks)
         else:
             async with self._lock:
-                await self._write_blocks(start, data, blocks)
+                # One that reads the rest of a block must not undo another that writes there: no way around the lock
+                # before there is nothing to read.
+                if self._moved:
+                    await self._write_moved(start, data, blocks)
+                else:
+                    await self._write_blocks(start, data, blocks)
         if fua:
             await self.flush()
 
-    def _is_free(self, start: int, end: int) -> bool:
-        return all(state in (ABSENT, FOLDED) for _, _, state in self.overlay.map.runs(start, end - start))
+    async def _write_moved(self, start: int, data: Buffer, blocks: tuple[int, int]) -> None:
+        self.overlay.mark_folded(*blocks)
+        await self._put(DeviceWrite(start, len(data), [memoryview(data)]))
 
     async def _write_blocks(self, start: int, data: Buffer, blocks: tuple[int, int]) -> None:
         end = start + len(data)
@@ -181,7 +183,7 @@ class FailoverView:
             return
         if not self.overlay.has_room(*blocks):
             raise RequestError("the limit of the overlay is reached", errno=errno.ENOSPC)
-        with _request_errors():
+        with request_errors():
             await self.overlay.write(low, content)
 
     def _mark_absent_as_folded(self, first_block: int, next_block: int) -> None:
@@ -193,30 +195,23 @@ class FailoverView:
 
     async def _put(self, write: DeviceWrite) -> None:
         assert self._through is not None
-        with _request_errors():
+        with request_errors():
             await self._through.write([write])
 
     async def zero(self, start: int, length: int, unmap: bool, fua: bool) -> None:  # noqa: ARG002
         """Whole blocks take no space; the edges are written. Raises RequestError."""
-        end = start + length
-        first_whole, next_whole = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
-        if end == self.size_bytes:
-            next_whole = -(-end // BLOCK_BYTES)
-        if first_whole >= next_whole:
-            await self.write(start, bytes(length), fua)
-            return
-        if start < first_whole * BLOCK_BYTES:
-            await self.write(start, bytes(first_whole * BLOCK_BYTES - start), fua=False)
-        async with self._lock:
-            await self._zero_blocks(first_whole, next_whole)
-        if end > next_whole * BLOCK_BYTES:
-            await self.write(next_whole * BLOCK_BYTES, bytes(end - next_whole * BLOCK_BYTES), fua=False)
+        edges, whole = zero_parts(start, length, self.size_bytes)
+        for first, count in edges:
+            await self.write(first, bytes(count), fua=False)
+        if whole is not None:
+            async with self._lock:
+                await self._zero_blocks(*whole)
         if fua:
             await self.flush()
 
     async def _zero_blocks(self, first_block: int, next_block: int) -> None:
         if self._through is None:
-            with _request_errors():
+            with request_errors():
                 self.overlay.zero(first_block, next_block)
             return
         self._mark_absent_as_folded(first_block, next_block)
@@ -230,7 +225,7 @@ class FailoverView:
     async def flush(self) -> None:
         """Everything answered before is durable when this returns. Raises RequestError."""
         through = self._through
-        with _request_errors():
+        with request_errors():
             await self.overlay.flush(through.fdatasync if through is not None else None)
 
     # Folding.
@@ -250,8 +245,9 @@ class FailoverView:
         block = 0
         while True:
             async with self._lock:
-                run = self.overlay.map.next_run((HELD, ZEROED), block, FOLD_BLOCKS)
+                run = self._next_run(block)
                 if run is None:
+                    self._moved = True
                     break
                 await self._fold_run(recovery, *run)
             block = run[1]
@@ -273,19 +269,3 @@ class FailoverView:
             data = await self.overlay.pread(low, high - low)
             await recovery.write([DeviceWrite(low, high - low, [memoryview(data)])])
         self.overlay.mark_folded(first_block, next_block)
-
-
-class _RequestErrors:
-    """Turns a StorageError into the errno that the VM is to see."""
-
-    def __enter__(self) -> None:
-        """Nothing is to be prepared."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, StorageError):
-            number = errno.ENOSPC if is_full(error) else errno.EIO
-            raise RequestError(error.message, errno=number) from error
-
-
-def _request_errors() -> _RequestErrors:
-    return _RequestErrors()

@@ -13,7 +13,6 @@ Every step looks first whether it was done, so that a diskbox that was killed at
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from typing import Any
 from rephub.consumers.diskbox.applier import CrashPoint, go_on
 from rephub.consumers.diskbox.failover_view import FailoverView, RecoveryBase
 from rephub.consumers.diskbox.fence import fence
-from rephub.consumers.diskbox.files import storage_errors
+from rephub.consumers.diskbox.files import short_name, storage_errors
 from rephub.consumers.diskbox.fots import projector_of, resolve_point
 from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
@@ -33,7 +32,7 @@ from rephub.consumers.diskbox.recovery import RecoveryVolume
 from rephub.consumers.diskbox.recovery_targets import open_target
 from rephub.consumers.diskbox.view import View
 from rephub.consumers.diskbox.volume import BoxVolume, Owns, always
-from rephub.core.errors import ConflictError, NotFoundError, RephubError, UnavailableError
+from rephub.core.errors import ConflictError, IntegrityError, NotFoundError, RephubError, UnavailableError
 from rephub.core.journal.port import JournalStore
 from rephub.core.nbd.server import NbdServer
 from rephub.core.nbd.uri import unix_uri
@@ -103,7 +102,17 @@ class Failovers:
         self._owns = owns
         self.open: dict[str, OpenFailover] = {}
         self.problems: dict[str, RephubError] = {}
-        """By fail-over: why it cannot be served, or committed, for now."""
+        """By volume: why it cannot be served, folded or committed for now."""
+        self._held: set[str] = set()
+        """Fail-overs that have stopped their projectors at the point."""
+
+    def note(self, failover: Failover, problem: RephubError | None) -> None:
+        """Something stands still, or, None, goes on: `status` says so."""
+        for name in failover.volumes:
+            if problem is None:
+                self.problems.pop(name, None)
+            else:
+                self.problems[name] = problem
 
     # Before anything is served.
 
@@ -158,7 +167,7 @@ class Failovers:
             self._crash_point("fo_before_fence")
             await self._fence(failover)
             self._crash_point("fo_after_fence")
-        socket = self._socket_directory / f"fo-{_digest(failover.name)}"
+        socket = self._socket_directory / f"fo-{short_name(failover.name)}"
         opened = OpenFailover(failover.name, NbdServer(), self._directory_of(failover.name), socket)
         try:
             with storage_errors("create", opened.directory):
@@ -241,11 +250,14 @@ class Failovers:
         size_bytes: int,
         above: dict[str, str],
     ) -> Overlay:
-        """A new one while nothing was opened yet; else the one that a VM has written to. Raises: as `start`."""
+        """The one that a VM may have written to; a new one where there is none, and nothing was opened yet. Raises: as `start`."""
         identity = {"failover": failover.name, "volume": plan["volume"], "offset": plan["offset"]} | above
-        if failover.state == "started":
-            return Overlay.create(opened.directory, plan["volume"], size_bytes, None, identity, durable=True)
-        return Overlay.reopen(opened.directory, plan["volume"], None, identity, durable=True)
+        try:
+            return Overlay.reopen(opened.directory, plan["volume"], None, identity, durable=True)
+        except NotFoundError:
+            if failover.state != "started":
+                raise
+        return Overlay.create(opened.directory, plan["volume"], size_bytes, None, identity, durable=True)
 
     async def _own_recovery(self, plan: dict[str, Any], volume: str, size_bytes: int) -> RecoveryVolume:
         """The recovery volume of a committed volume, which its box does not hold."""
@@ -267,6 +279,7 @@ class Failovers:
             UnavailableError: a volume is not projected now; try again.
         """
         self._crash_point("fo_folding")
+        self._held.add(failover.name)
         while wanted():
             left = []
             for plan in failover.plans:
@@ -276,7 +289,10 @@ class Failovers:
                 projector.hold_at(plan["offset"], self._rate)
                 if projector.applier.applied_offset < plan["offset"]:
                     left.append(projector)
+                    if projector.timeline.is_spoiled(plan["offset"]):
+                        self.note(failover, _unreadable(projector.volume))
             if not left:
+                self.note(failover, None)
                 self._crash_point("fo_folded")
                 return True
             await left[0].changed.wait(FOLD_LOOK_SECONDS)
@@ -323,20 +339,25 @@ class Failovers:
             await self._shut(opened)
         self._crash_point("fo_after_shut")
         shutil.rmtree(self._directory_of(failover.name), ignore_errors=True)
+        self.note(failover, None)
         for name in failover.volumes:
             box = self._volumes.get(name)
-            if box is not None and box.projector is not None and holder(failover) in box.projector.pins:
+            if box is not None and box.projector is not None:
                 box.projector.unpin(holder(failover))
-                box.projector.thaw()
+                if failover.name in self._held:
+                    # Nobody else's hold: a promote may have begun after a fail-over that came to nothing.
+                    box.projector.thaw()
+        self._held.discard(failover.name)
         self._crash_point("fo_after_undo")
 
     async def close(self, failover: Failover) -> None:
-        """Serve the committed volumes no longer; which blocks were written since the fail-over stays known."""
+        """Serve the committed volumes no longer; nothing is left of the overlay."""
         opened = self.open.pop(failover.name, None)
         if opened is not None:
             for view in opened.views.values():
                 await view.flush()
             await self._shut(opened)
+        shutil.rmtree(self._directory_of(failover.name), ignore_errors=True)
 
     async def shut_all(self) -> None:
         """The process ends: VMs wait for the next one."""
@@ -352,7 +373,7 @@ class Failovers:
             await recovery.close()
 
     def _directory_of(self, name: str) -> Path:
-        return self._directory / _digest(name)
+        return self._directory / short_name(name)
 
     def status(self) -> list[dict[str, Any]]:
         """What `/status` says of those that are served."""
@@ -364,17 +385,19 @@ class Failovers:
                 "uri": item.uri,
                 "overlay_bytes": opened.views[item.volume].overlay.map.held_blocks * BLOCK_BYTES,
                 "committing": opened.views[item.volume].committing,
-                "problem": problem.message if (problem := self.problems.get(opened.name)) else "",
             }
             for opened in self.open.values()
             for item in opened.items
         ]
 
 
+def _unreadable(volume: str) -> IntegrityError:
+    return IntegrityError(
+        f"an event of {volume} below the point cannot be read any more: it cannot be folded",
+        hint=f"rephub rollback {volume}, then fail over to another point",
+    )
+
+
 def holder(failover: Failover) -> str:
     """The name of a fail-over's pins."""
     return f"failover:{failover.name}"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -88,6 +89,11 @@ def write_durably(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def short_name(name: str) -> str:
+    """A name for files and sockets that is as long for any name, and safe: paths of sockets end at 108 bytes."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 class ThreadedFile:

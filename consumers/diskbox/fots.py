@@ -8,14 +8,13 @@ the same bytes at the same socket, or says that it is over.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rephub.consumers.diskbox.files import storage_errors
+from rephub.consumers.diskbox.files import short_name, storage_errors
 from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.view import View
@@ -109,7 +108,7 @@ class Fots:
 
     def remove_leftovers(self, tests: Iterable[Fot]) -> None:
         """Delete the scratches of a former process, but for those of the tests. Raises StorageError."""
-        kept = {_digest(fot.name) for fot in tests}
+        kept = {short_name(fot.name) for fot in tests}
         with storage_errors("clean", self._directory):
             if self._directory.exists():
                 for directory in self._directory.iterdir():
@@ -125,14 +124,14 @@ class Fots:
                 and projector is not None
                 and projector.floor_offset <= view["offset"]
             ):
-                projector.pin(_holder(fot), view["offset"])
+                projector.pin(_holder(fot.name), view["offset"])
 
     def unpin(self, fot: Fot) -> None:
         """A test that is not open holds nothing."""
         for name in fot.volumes:
             box = self._volumes.get(name)
             if box is not None and box.projector is not None:
-                box.projector.unpin(_holder(fot))
+                box.projector.unpin(_holder(fot.name))
 
     async def start(self, fot: Fot, checkpoints: Mapping[str, Checkpoint]) -> tuple[ViewItem, ...]:
         """Open all views of a test and serve them.
@@ -142,7 +141,7 @@ class Fots:
         """
         points = await resolve_point(self._volumes, fot.volumes, fot.point_kind, fot.point_value, checkpoints)
         for projector, resolved in points.values():
-            projector.pin(_holder(fot), resolved.offset)
+            projector.pin(_holder(fot.name), resolved.offset)
         return await self._serve(fot, points, again=False)
 
     async def resume(self, fot: Fot) -> None:
@@ -165,19 +164,17 @@ class Fots:
         self, fot: Fot, points: Mapping[str, tuple[Projector, Resolved]], *, again: bool
     ) -> tuple[ViewItem, ...]:
         """The points are pinned. Raises: as `start` and `resume`."""
-        digest = _digest(fot.name)
+        digest = short_name(fot.name)
         socket = self._socket_directory / f"fot-{digest}"
         opened = OpenFot(fot.name, NbdServer(), self._directory / digest, socket)
+        opened.pinned = [projector for projector, _ in points.values()]
         try:
             with storage_errors("create", opened.directory):
                 opened.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name, (projector, resolved) in points.items():
-                opened.pinned.append(projector)
-                scratch = (
-                    None
-                    if fot.read_only
-                    else await self._scratch(fot, opened, name, points[name], again=again)
-                )
+                scratch = None
+                if not fot.read_only:
+                    scratch = await self._scratch(fot, opened, name, points[name], again=again)
                 opened.views[name] = View(projector, resolved.offset, scratch)
                 opened.server.add_export(opened.views[name])
             await opened.server.listen_unix(socket)
@@ -231,17 +228,13 @@ class Fots:
                 view.scratch.discard()
         shutil.rmtree(opened.directory, ignore_errors=True)
         for projector in opened.pinned:
-            projector.unpin(f"fot:{opened.name}")
+            projector.unpin(_holder(opened.name))
 
     def of_volume(self, volume: str) -> list[str]:
         """Names of the open tests that show a volume."""
         return [name for name, opened in self.open.items() if volume in opened.views]
 
 
-def _holder(fot: Fot) -> str:
+def _holder(name: str) -> str:
     """The name of a test's pins."""
-    return f"fot:{fot.name}"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"fot:{name}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import socket
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from rephub.consumers.diskbox.facts import Facts
+from rephub.consumers.diskbox.files import short_name
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.move_copy import fetch_copy
 from rephub.consumers.diskbox.position import load_position
@@ -180,7 +180,7 @@ class Moves:
     async def _listen(self, server: NbdServer, move: Move, name: str) -> str:
         if self._host:
             return tcp_uri(self._host, await server.listen_tcp(self._host), name)
-        digest = hashlib.sha256(f"{move.name}/{name}".encode()).hexdigest()[:16]
+        digest = short_name(f"{move.name}/{name}")
         path = self._sockets / f"move-{digest}"
         await server.listen_unix(path)
         return unix_uri(path, name)

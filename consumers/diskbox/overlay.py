@@ -26,7 +26,7 @@ from typing import Any
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors, sync_directory, write_durably
 from rephub.consumers.diskbox.recovery import read_at, write_at, zero_range
 from rephub.core.documents import checksum, parse_object
-from rephub.core.errors import ConflictError, StorageError
+from rephub.core.errors import ConflictError, NotFoundError, StorageError
 from rephub.projections.view import BLOCK_BYTES, FOLDED, HELD, ZEROED, BlockMap
 
 FORMAT = 1
@@ -112,7 +112,8 @@ class Overlay:
         """The one that another process has left.
 
         Raises:
-            ConflictError: there is none, it lies above something else, or the host has crashed or was started anew and it
+            NotFoundError: there is none.
+            ConflictError: it lies above something else, or the host has crashed or was started anew and it
                 was not to survive that.
             StorageError: it cannot be read, or is damaged.
         """
@@ -303,10 +304,10 @@ def _document(size_bytes: int, identity: dict[str, Any], *, durable: bool) -> by
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The document of an overlay. Raises ConflictError: there is none; StorageError: it is damaged."""
+    """The document of an overlay. Raises NotFoundError: there is none; StorageError: it is damaged."""
     with storage_errors("read", path):
         if not path.exists():
-            raise ConflictError(f"there is no overlay {path}")
+            raise NotFoundError(f"there is no overlay {path}")
         content = path.read_bytes()
     try:
         return _parse(content)

@@ -23,7 +23,9 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
         "ready": diskbox.ready,
         "at": time.time_ns() // 1000,
         "volumes": {
-            name: volume_document(box) for name, box in diskbox.volumes.items() if box.position is not None
+            name: volume_document(box) | {"problem": _problem(diskbox, name)}
+            for name, box in diskbox.volumes.items()
+            if box.position is not None
         },
         "moves": [
             {"volume": name, "done_bytes": done, "total_bytes": total}
@@ -40,6 +42,12 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
             for item in fot.items
         ],
     }
+
+
+def _problem(diskbox: Diskbox, volume: str) -> str:
+    """Why its fail-over stands still; empty: it does not, or there is none."""
+    found = diskbox.failovers.problems.get(volume)
+    return found.message if found is not None else ""
 
 
 def volume_document(box: BoxVolume) -> dict[str, Any]:

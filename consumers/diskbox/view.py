@@ -9,7 +9,9 @@ planning again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from rephub.consumers.diskbox.files import is_full
 from rephub.consumers.diskbox.overlay import Overlay
@@ -17,7 +19,7 @@ from rephub.consumers.diskbox.projector import Projector
 from rephub.core.errors import IntegrityError, NotFoundError, RequestError, StorageError, UnavailableError
 from rephub.core.nbd.export import Buffer, ExportInfo, Extents
 from rephub.projections.index import DATA, RECOVERY, SCRATCH, Piece
-from rephub.projections.view import BLOCK_BYTES, allocation, plan
+from rephub.projections.view import BLOCK_BYTES, allocation, plan, zero_parts
 
 PLANS_MAX = 5
 """Times a read is planned anew because the projector applied what it was about to fetch."""
@@ -25,6 +27,15 @@ STATUS_BYTES_MAX = 64 << 20
 """A block status answer looks at so much at most; the client asks on."""
 HOLE_AND_ZERO = 3
 """base:allocation: NBD_STATE_HOLE | NBD_STATE_ZERO."""
+
+
+@contextlib.contextmanager
+def request_errors() -> Iterator[None]:
+    """Turn a StorageError into the errno that whoever uses the view is to see."""
+    try:
+        yield
+    except StorageError as exc:
+        raise RequestError(exc.message, errno=errno.ENOSPC if is_full(exc) else errno.EIO) from exc
 
 
 class View:
@@ -117,13 +128,8 @@ class View:
             tail_end = min(high, self.size_bytes)
             tail = await self.read(end, tail_end - end) if end < tail_end else b""
             content = data if not head and not tail else b"".join((head, data, tail))
-            await self._store(scratch, low, content)
-
-    async def _store(self, scratch: Overlay, start: int, content: Buffer) -> None:
-        try:
-            await scratch.write(start, content)
-        except StorageError as exc:
-            raise RequestError(exc.message, errno=errno.ENOSPC if is_full(exc) else errno.EIO) from exc
+            with request_errors():
+                await scratch.write(low, content)
 
     def _writable(self) -> Overlay:
         if self.scratch is None:
@@ -133,19 +139,12 @@ class View:
     async def zero(self, start: int, length: int, unmap: bool, fua: bool) -> None:  # noqa: ARG002
         """Whole blocks are only noted; the edges are written."""
         scratch = self._writable()
-        end = start + length
-        first_whole, next_whole = -(-start // BLOCK_BYTES), end // BLOCK_BYTES
-        if end == self.size_bytes:
-            next_whole = -(-end // BLOCK_BYTES)
-        if first_whole >= next_whole:
-            await self.write(start, bytes(length), fua)
-            return
-        if start < first_whole * BLOCK_BYTES:
-            await self.write(start, bytes(first_whole * BLOCK_BYTES - start), fua)
-        async with self._write_lock:
-            scratch.zero(first_whole, next_whole)
-        if end > next_whole * BLOCK_BYTES:
-            await self.write(next_whole * BLOCK_BYTES, bytes(end - next_whole * BLOCK_BYTES), fua)
+        edges, whole = zero_parts(start, length, self.size_bytes)
+        for first, count in edges:
+            await self.write(first, bytes(count), fua)
+        if whole is not None:
+            async with self._write_lock:
+                scratch.zero(*whole)
 
     async def trim(self, start: int, length: int) -> None:
         """A hint; the content stays."""
@@ -159,14 +158,12 @@ class View:
         self._check_floor()
         pieces = self._plan(start, length)
         recovery = self.projector.applier.recovery
-        try:
+        with request_errors():
             holes = {
                 piece.start: await recovery.allocation(piece.start, piece.length)
                 for piece in pieces
                 if piece.kind == RECOVERY
             }
-        except StorageError as exc:
-            raise RequestError(exc.message, errno=errno.EIO) from exc
         self._check_floor()
         extents = allocation(pieces, lambda first, _length: holes[first], self.size_bytes)
         return [(count, HOLE_AND_ZERO if is_zero else 0) for count, is_zero in extents]

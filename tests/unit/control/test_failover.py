@@ -281,3 +281,25 @@ def test_a_promote_is_cancelled_before_it_started() -> None:
     (promotion,) = world.catalogue.promotions.values()
     assert (promotion.state, promotion.reason) == ("failed", "the promote was cancelled")
     assert world.catalogue.volumes["v1"].state == "protected"
+
+
+def test_a_commit_has_a_way_back_until_the_journal_is_folded() -> None:
+    world = World()
+    world.protected()
+    command = failover_command(world)
+    world.send(command)
+    found = world.catalogue.failovers[f"fo-{command.id}"]
+    while found.state != "opened":
+        wanted = (ev.FailoverPlanned, ev.FailoverStarted, ev.FailoverOpened)
+        world.append(next(event for event in world.due() if isinstance(event, wanted)))
+    folded = next(event for event in world.due() if isinstance(event, ev.FailoverFolded))
+    world.send(world.command(cmd.Commit, volume="v1", close=False))
+    undo = world.send(world.command(cmd.Rollback, volume="v1"))
+    assert isinstance(undo, ev.RollbackRequested)
+    assert not world.append(folded), "what comes late counts for nothing"
+    world.settle()
+    assert (found.state, world.catalogue.volumes["v1"].state) == ("rolled_back", "protected")
+    found = failed_over(world)
+    world.send(world.command(cmd.Commit, volume="v1", close=False))
+    assert found.folded
+    assert isinstance(world.rejected(world.command(cmd.Rollback, volume="v1")), ConflictError)

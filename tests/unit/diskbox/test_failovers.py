@@ -13,12 +13,16 @@ import pytest
 from diskbox_site import DiskboxSite, read_all, running
 from journal_model import JournalModel
 from rephub.consumers.diskbox import overlay as overlay_module
+from rephub.consumers.diskbox.failover_view import FailoverView, RecoveryBase
 from rephub.consumers.diskbox.failovers import CRASH_POINTS
+from rephub.consumers.diskbox.overlay import Overlay
+from rephub.consumers.diskbox.recovery import RawFile
 from rephub.consumers.diskbox.status import status_document
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.errors import RequestError
 from rephub.core.journal.memory import MemoryJournalStore
 from rephub.core.nbd.client import NbdClient
+from rephub.projections.view import BLOCK_BYTES
 from rephub.schemas import events as ev
 
 FENCE_EPOCHS = 1
@@ -234,7 +238,7 @@ async def test_an_overlay_that_is_damaged_is_never_shown_as_something_else(short
         path.write_bytes(b"{}")
         await site.start()
         await site.until(lambda _: site.diskbox.failovers.problems, "a problem")
-        assert "damaged" in site.diskbox.failovers.problems["f"].message
+        assert "damaged" in status_document(site.diskbox)["volumes"]["v"]["problem"]
         assert site.diskbox.catalogue.failovers["f"].state == "opened"
         path.write_bytes(content)
         await site.until(lambda _: "f" in site.diskbox.failovers.open, "served again")
@@ -379,3 +383,68 @@ async def test_killed_at_every_point_of_a_rollback(short_dir: Path, where: str) 
         assert list((short_dir / "diskbox/box/failovers").iterdir()) == []
         fot = await site.fot("t", ["v"], "offset", str(model.last))
         assert await read_all(fot.views[0]["uri"]) == model.image_at(model.last)
+
+
+class SlowFile(RawFile):
+    """A recovery volume whose reads return what was there a while ago."""
+
+    gate: asyncio.Event
+
+    async def pread(self, start: int, length: int) -> bytes:
+        data = await super().pread(start, length)
+        await self.gate.wait()
+        return data
+
+
+async def test_neighbours_in_one_block_do_not_undo_each_other(short_dir: Path) -> None:
+    """While it is folded: a write that has to read the rest of a block, beside one to that very rest."""
+    (short_dir / "disk").write_bytes(bytes(8 * BLOCK_BYTES))
+    recovery = SlowFile(short_dir / "disk")
+    recovery.gate = asyncio.Event()
+    overlay = Overlay.create(short_dir, "v", 8 * BLOCK_BYTES, None, {}, durable=True)
+    base = RecoveryBase(recovery, 8 * BLOCK_BYTES)
+    view = FailoverView("v", 1, 8 * BLOCK_BYTES, base, overlay)
+    await view.write(0, b"h" * BLOCK_BYTES, fua=False)
+    view.write_through(recovery)
+    # Of a block that the overlay holds, and part of one that it does not.
+    first = asyncio.create_task(view.write(100, b"1" * BLOCK_BYTES, fua=False))
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    second = asyncio.create_task(view.write(BLOCK_BYTES + 3000, b"2" * 50, fua=False))
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    recovery.gate.set()
+    await asyncio.gather(first, second)
+    [moved async for moved in view.fold()]
+    expected = bytearray(8 * BLOCK_BYTES)
+    expected[:BLOCK_BYTES] = b"h" * BLOCK_BYTES
+    expected[100 : 100 + BLOCK_BYTES] = b"1" * BLOCK_BYTES
+    expected[BLOCK_BYTES + 3000 : BLOCK_BYTES + 3050] = b"2" * 50
+    assert bytes(await view.read(0, 8 * BLOCK_BYTES)) == bytes(expected)
+    await view.write(5, b"3", fua=True)
+    assert (short_dir / "disk").read_bytes()[5:6] == b"3"
+    overlay.discard()
+    await recovery.close()
+
+
+async def test_one_that_came_to_nothing_does_not_let_go_of_a_promote(short_dir: Path) -> None:
+    """It was planned, and pinned; a promote began before it."""
+    async with running(make_site(short_dir, detach_seconds=60.0)) as site:
+        model = await protected(site)
+        offset = model.last - 4
+        await site.tell(
+            ev.FailoverRequested, failover="f", volumes=("v",), diskbox="box", point_kind="latest",
+            point_value="", dry_run=False, planned=False,
+        )  # fmt: skip
+        await site.failed_over("f", "planned")
+        await site.promotion("p", ["v"], "offset", str(offset))
+        await site.tell(ev.PromoteStarted, promotion="p")
+        projector = site.diskbox.volumes["v"].projector
+        assert projector is not None
+        projector.hold_at(offset)
+        await site.tell(ev.FailoverFailed, failover="f", error="{}")
+        await site.until(lambda _: "failover:f" not in projector.pins, "its pin is gone")
+        await site.tell(ev.CaptureDetached, volume="v", epoch=model.epoch)
+        promoted = await site.promoted("p")
+        assert promoted.state == "promoted", promoted
+        assert file_of(site) == model.image_at(offset)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rephub.consumers.diskbox import overlay as overlay_module
 from rephub.consumers.diskbox.overlay import Overlay
-from rephub.core.errors import ConflictError, StorageError
+from rephub.core.errors import ConflictError, NotFoundError, StorageError
 from rephub.projections.view import ABSENT, BLOCK_BYTES, FOLDED, HELD, ZEROED
 
 BLOCKS = 40
@@ -203,7 +203,7 @@ async def test_the_limit_counts_data_alone(tmp_path: Path, boots: Path) -> None:
         ("live", lambda text: text[:-1], StorageError),
         ("data", lambda text: text + b"x", StorageError),
         ("flushed", None, StorageError),
-        ("json", None, ConflictError),
+        ("json", None, NotFoundError),
     ],
 )
 async def test_damaged_files_are_refused(tmp_path: Path, boots: Path, kind, damage, error) -> None:
