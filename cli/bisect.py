@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from rephub.cli.client import ControlClient, connect
-from rephub.cli.fot_client import end_test, open_test
+from rephub.cli.fot_client import opened_test
 from rephub.cli.output import Cli, verb
 from rephub.cli.points import Point, parse_point
 from rephub.cli.timeline import timeline_of
-from rephub.core.errors import ConflictError, RephubError, UsageError
+from rephub.core.errors import ConflictError, PointNotAvailableError, UsageError
 from rephub.core.names import check_name
 from rephub.core.nbd.uri import parse_uri
 from rephub.projections.bisect import Search, Verdict
@@ -63,32 +63,24 @@ async def bisect(
     check_name(volume, "volume")
     run = _Run(cli, volume, command, read_only=read_only, seconds=probe_timeout)
     ends = {"good": _point(good), "bad": _point(bad)}
-    document = await timeline_of(cli, volume)
-    async with connect(cli, SEARCH_SECONDS) as client:
+    async with (
+        connect(cli, SEARCH_SECONDS) as client,
         # Held open: the history window must not pass what is searched.
-        floor, (held,) = await open_test(cli, client, volume, None, ends["good"], read_only=True)
-        try:
-            first = held["offset"]
-            last = await run.probe(client, ends["bad"])
-            if last["offset"] <= first:
-                raise UsageError(
-                    f"the bad point {last['offset']} is not after the good one {first}",
-                    hint="--good is the older one",
-                )
-            _expect(last, "bad")
-            _expect(await run.probe(client, Point("offset", str(first))), "good")
-            ranges = [
-                (item["first_offset"], item["last_offset"])
-                for item in document["ranges"]
-                if item["kind"] == "restorable"
-            ]
-            marks = {item["offset"]: item for item in document["checkpoints"]}
-            search = Search(first, last["offset"], list(marks), ranges)
-            while (offset := search.next()) is not None:
-                probe = await run.probe(client, Point("offset", str(offset)))
-                search.tell(offset, probe["verdict"])
-        finally:
-            await _stop(cli, client, floor)
+        opened_test(cli, client, volume, ends["good"], read_only=True) as held,
+    ):
+        # Once it is held: what is listed stays.
+        document = await timeline_of(cli, volume)
+        last = await run.probe(client, ends["bad"])
+        if last["offset"] <= held["offset"]:
+            raise UsageError(
+                f"the bad point {last['offset']} is not after the good one {held['offset']}",
+                hint="--good is the older one",
+            )
+        _expect(last, "bad")
+        _expect(await run.probe(client, Point("offset", str(held["offset"]))), "good")
+        search = _search(document, held["offset"], last["offset"])
+        while (offset := search.next()) is not None:
+            search.tell(offset, await run.verdict(client, offset))
     seen = {probe["offset"]: probe for probe in run.probes}
     document = {
         "volume": volume,
@@ -99,6 +91,16 @@ async def bisect(
     }
     more = f"; {len(search.between)} between could not be tested" if search.between else ""
     cli.emit(document, f"last good: offset {search.good}, first bad: offset {search.bad}{more}")
+
+
+def _search(document: dict[str, Any], good: int, bad: int) -> Search:
+    """The search over a timeline's points."""
+    ranges = [
+        (item["first_offset"], item["last_offset"])
+        for item in document["ranges"]
+        if item["kind"] == "restorable"
+    ]
+    return Search(good, bad, [item["offset"] for item in document["checkpoints"]], ranges)
 
 
 def _point(text: str) -> Point:
@@ -150,14 +152,9 @@ class _Run:
         Raises:
             RephubError: the test does not start, or the command says that the search is to end.
         """
-        name, (view,) = await open_test(
-            self._cli, client, self._volume, None, point, read_only=self._read_only
-        )
         began = time.monotonic()
-        try:
+        async with opened_test(self._cli, client, self._volume, point, read_only=self._read_only) as view:
             code = await self._execute(view)
-        finally:
-            await _stop(self._cli, client, name)
         verdict: Verdict = "good" if code == 0 else "skip" if code == SKIP else "bad"
         probe = {
             "offset": view["offset"],
@@ -168,6 +165,16 @@ class _Run:
         self.probes.append(probe)
         self._cli.progress(f"offset {view['offset']}: {verdict} ({probe['seconds']:.1f} s)")
         return probe
+
+    async def verdict(self, client: ControlClient, offset: int) -> Verdict:
+        """Of one point; one that cannot be opened any more is skipped. Raises: as `probe`."""
+        try:
+            found = await self.probe(client, Point("offset", str(offset)))
+        except PointNotAvailableError as exc:
+            self._cli.progress(f"offset {offset}: skipped, {exc.message}")
+            return "skip"
+        verdict: Verdict = found["verdict"]
+        return verdict
 
     async def _execute(self, view: dict[str, Any]) -> int:
         at, resolved = parse_uri(view["uri"]), view["resolved"]
@@ -214,11 +221,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
                 end()
                 async with asyncio.timeout(KILL_SECONDS):
                     await process.wait()
-
-
-async def _stop(cli: Cli, client: ControlClient, name: str) -> None:
-    """End a test; its failure must not hide what went before. Also while this is cancelled (Ctrl-C)."""
-    try:
-        await asyncio.shield(end_test(cli, client, name))
-    except RephubError as exc:
-        cli.progress(f"warning: {name} may still be open: {exc.message}")

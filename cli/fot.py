@@ -51,9 +51,10 @@ async def start(
     check_target(volume, group)
     point = parse_point(offset, time_, checkpoint, latest)
     async with connect(cli, seconds) as client:
-        name, views = await open_test(
+        views = await open_test(
             cli, client, volume, group, point, read_only=read_only, qmp=absolute(qmp) if qmp else None
         )
+    name = views[0]["fot"]
     document = views[0] if volume is not None else {"fot": name, "group": group, "volumes": views}
     cli.emit(
         document,

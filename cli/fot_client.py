@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 from rephub.cli.client import ControlClient, error_of
 from rephub.cli.output import Cli
 from rephub.cli.points import Point, check_target, resolved
 from rephub.cli.snippets import snippets
-from rephub.core.errors import ConflictError
+from rephub.core.errors import ConflictError, NotFoundError, RephubError
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
+
+
+def new_name() -> str:
+    """Of a test that is to be opened."""
+    return f"fot-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.asynccontextmanager
+async def opened_test(
+    cli: Cli, client: ControlClient, volume: str, point: Point, *, read_only: bool
+) -> AsyncIterator[dict[str, Any]]:
+    """A test of one volume; it is stopped whatever happens, also by Ctrl-C while it opens.
+
+    Raises:
+        RephubError: it did not start.
+    """
+    name = new_name()
+    try:
+        (view,) = await open_test(cli, client, volume, None, point, read_only=read_only, name=name)
+        yield view
+    finally:
+        try:
+            await asyncio.shield(end_test(cli, client, name))
+        except NotFoundError:
+            pass  # it never was
+        except RephubError as exc:
+            # What went before is not to be hidden.
+            cli.progress(f"warning: {name} may still be open: {exc.message}")
 
 
 async def open_test(
@@ -23,14 +54,15 @@ async def open_test(
     *,
     read_only: bool = False,
     qmp: str | None = None,
-) -> tuple[str, list[dict[str, Any]]]:
-    """Start a test; its name and its views, as `fot start` answers them.
+    name: str = "",
+) -> list[dict[str, Any]]:
+    """Start a test; its views, as `fot start` answers them.
 
     Raises:
         RephubError: it did not start.
     """
     target = check_target(volume, group)
-    name = f"fot-{uuid.uuid4().hex[:12]}"
+    name = name or new_name()
     seen: dict[str, Any] = {}
 
     def started(event: ev.Record) -> dict[str, Any] | None:
@@ -63,7 +95,8 @@ async def open_test(
     )
     cli.progress(f"{name}: opening {target}")
     answer = await client.ask(command, started, f"fail-over test {name} of {target}")
-    return name, answer.fields["views"]
+    views: list[dict[str, Any]] = answer.fields["views"]
+    return views
 
 
 async def end_test(cli: Cli, client: ControlClient, fot_id: str) -> bool:

@@ -208,3 +208,19 @@ async def read_all(uri: str) -> bytes:
         return bytes(await client.read(0, client.size_bytes))
     finally:
         await client.close()
+
+
+async def protected(site: DiskboxSite, volume: str = "v", seed: int = 1, **fields: Any) -> JournalModel:
+    """A synced volume with some history."""
+    model = JournalModel(seed=seed)
+    await site.protect(volume, model, **fields)
+    await site.created(volume)
+    model.source[:] = model.random.randbytes(model.size)
+    model.start_epoch()
+    await site.publish(volume)
+    await site.attach(volume)
+    model.sync()
+    model.some_writes(20)
+    await site.publish(volume)
+    await site.caught_up(volume)
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qsd import StorageDaemon
-from stack import Stack
+from stack import REPHUB, Stack
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -27,6 +28,17 @@ def disk(folder: Path) -> Iterator[StorageDaemon]:
     daemon = StorageDaemon(folder / "vm", [DISK_BYTES])
     yield daemon
     daemon.stop()
+
+
+def _interrupt(stack: Stack, search: tuple[str, ...]) -> None:
+    """Ctrl-C while a probe runs: nothing stays open."""
+    command = [REPHUB, "--json", "--state-dir", str(stack.state_dir), *search, "--", "sleep", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    stack.wait_until("a probe runs", lambda: len(stack.run("fot", "list")["fots"]) == 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stack.run("fot", "list")["fots"] == []
 
 
 def _write(disk: StorageDaemon, start: int, pattern: int) -> None:
@@ -72,6 +84,12 @@ def test_the_write_that_broke_it_is_found(stack: Stack, disk: StorageDaemon, fol
     assert found["untested"] == []
     assert len(found["probes"]) < 12
     assert stack.run("fot", "list")["fots"] == []
+    # A point that cannot be tested is passed over; here it is the first bad one that nobody can tell.
+    skips = f'[ "$REPHUB_OFFSET" = {first_bad} ] && exit 125; {FSCK}'
+    unsure = stack.run(*search, "--read-only", "--", "sh", "-c", skips, copy)
+    assert unsure["untested"] == [first_bad]
+    assert (unsure["last_good"]["offset"], unsure["first_bad"]["offset"]) == (first_bad - 1, first_bad + 1)
+    _interrupt(stack, search)
     # What is not so is said before anything is searched, and nothing stays open.
     wrong = ("fot", "bisect", "broken", "--good", "checkpoint:broken-after", "--bad", "latest")
     assert "is bad" in stack.fails(*wrong, "--", "sh", "-c", FSCK, copy, code=5)["message"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diskbox_site import DiskboxSite, read_all, running
+from diskbox_site import DiskboxSite, protected, read_all, running
 from journal_model import JournalModel
 from rephub.consumers.diskbox import overlay as overlay_module
 from rephub.consumers.diskbox.failover_view import FailoverView, RecoveryBase
@@ -30,22 +30,6 @@ FENCE_EPOCHS = 1
 
 def make_site(short_dir: Path, **options: Any) -> DiskboxSite:
     return DiskboxSite(short_dir, MemoryJournalStore(), MemoryControlLog(), **options)
-
-
-async def protected(site: DiskboxSite, volume: str = "v", seed: int = 1) -> JournalModel:
-    """A synced volume with some history."""
-    model = JournalModel(seed=seed)
-    await site.protect(volume, model)
-    await site.created(volume)
-    model.source[:] = model.random.randbytes(model.size)
-    model.start_epoch()
-    await site.publish(volume)
-    await site.attach(volume)
-    model.sync()
-    model.some_writes(20)
-    await site.publish(volume)
-    await site.caught_up(volume)
-    return model
 
 
 class Guest:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diskbox_site import DiskboxSite, read_all, running
+from diskbox_site import DiskboxSite, protected, read_all, running
 from journal_model import JournalModel
 from rephub.consumers.diskbox import copying
 from rephub.consumers.diskbox import overlay as overlay_module
@@ -26,21 +26,6 @@ from rephub.schemas import events as ev
 
 def make_site(short_dir: Path, **options) -> DiskboxSite:
     return DiskboxSite(short_dir, MemoryJournalStore(), MemoryControlLog(), **options)
-
-
-async def protected(site: DiskboxSite, volume: str = "v", seed: int = 1, **fields) -> JournalModel:
-    model = JournalModel(seed=seed)
-    await site.protect(volume, model, **fields)
-    await site.created(volume)
-    model.source[:] = model.random.randbytes(model.size)
-    model.start_epoch()
-    await site.publish(volume)
-    await site.attach(volume)
-    model.sync()
-    model.some_writes(20)
-    await site.publish(volume)
-    await site.caught_up(volume)
-    return model
 
 
 async def test_fots_at_many_offsets_are_isolated_and_leave_nothing(short_dir) -> None:
@@ -533,6 +518,7 @@ async def test_a_plan_says_what_it_covers(short_dir) -> None:
         model.some_writes(3)
         await site.publish("v")
         await site.caught_up("v")
+        await site.until(lambda _: site.status("v")["applied_offset"], "something is applied")
         (plan,) = (await site.promotion("p", ["v"], "latest", "", dry_run=True)).plans
         assert plan["last_checkpoint"] == "named"
         assert plan["applied_from_at"] <= plan["captured_at"]
