@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -27,15 +28,28 @@ from rephub.schemas import events as ev
 LATEST = Point("latest", "")
 
 
+def _opening_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `failover` and `move` have in common."""
+    for option in (
+        timeout_option(120),
+        click.option(
+            "--rollback-after", metavar="TIME", help="Undo it by itself if it is not committed by then."
+        ),
+        click.option(
+            "--qmp", metavar="SOCKET", help="Give it to the VM behind this monitor, and let that run."
+        ),
+        click.option("--yes", is_flag=True, help="Do not ask."),
+        click.option("--dry-run", is_flag=True, help="Say what would be lost, change nothing."),
+    ):
+        function = option(function)
+    return function
+
+
 @verb()
 @click.argument("volume", required=False)
 @click.option("--group", metavar="G", help="All volumes of this group, all or none.")
 @point_options
-@click.option("--dry-run", is_flag=True, help="Say what would be lost, change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--qmp", metavar="SOCKET", help="Give it to the VM behind this monitor, and let that run.")
-@click.option("--rollback-after", metavar="TIME", help="Undo it by itself if it is not committed by then.")
-@timeout_option(120)
+@_opening_options
 async def failover(
     cli: Cli,
     volume: str | None,
@@ -58,11 +72,7 @@ async def failover(
 @verb()
 @click.argument("volume", required=False)
 @click.option("--group", metavar="G", help="All volumes of this group, all or none.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--qmp", metavar="SOCKET", help="Give it to the VM behind this monitor, and let that run.")
-@click.option("--rollback-after", metavar="TIME", help="Undo it by itself if it is not committed by then.")
-@timeout_option(120)
+@_opening_options
 async def move(
     cli: Cli,
     volume: str | None,

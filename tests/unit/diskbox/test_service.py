@@ -11,10 +11,11 @@ import pytest
 
 from diskbox_site import DiskboxSite, protected, read_all, running
 from journal_model import JournalModel
-from rephub.consumers.diskbox import copying
+from rephub.consumers.diskbox import copying, promotions
 from rephub.consumers.diskbox import overlay as overlay_module
 from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.consumers.diskbox.view import View
+from rephub.consumers.diskbox.volume import BoxVolume
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.documents import checksum
 from rephub.core.errors import RequestError
@@ -522,3 +523,37 @@ async def test_a_plan_says_what_it_covers(short_dir) -> None:
         (plan,) = (await site.promotion("p", ["v"], "latest", "", dry_run=True)).plans
         assert plan["last_checkpoint"] == "named"
         assert plan["applied_from_at"] <= plan["captured_at"]
+
+
+async def test_a_cancel_between_the_volumes_of_a_group_comes_too_late(short_dir, monkeypatch) -> None:
+    """One is marked, the process dies, somebody cancels: all are promoted, or none would have been."""
+    site = make_site(short_dir)
+    async with running(site):
+        models = {name: await protected(site, name, seed) for seed, name in enumerate(("v", "w"))}
+        offsets = {name: model.checkpoint("both") for name, model in models.items()}
+        for name in models:
+            await site.publish(name)
+            await site.caught_up(name)
+        await site.checkpoint("both", offsets)
+        mark, dies = BoxVolume.mark_promoted, asyncio.Event()
+
+        async def mark_or_die(self, promotion, offset):
+            if self.name == "w" and not dies.is_set():
+                dies.set()
+                raise RuntimeError("killed")
+            await mark(self, promotion, offset)
+
+        monkeypatch.setattr(BoxVolume, "mark_promoted", mark_or_die)
+        # The death of a process undoes nothing.
+        monkeypatch.setattr(promotions, "_undo", lambda _box: asyncio.sleep(0))
+        await site.promotion("p", ["v", "w"], "checkpoint", "both", group="g")
+        await site.tell(ev.PromoteStarted, promotion="p")
+        await dies.wait()
+        await asyncio.wait([site.task])
+        monkeypatch.undo()
+        await site.tell(ev.PromoteCancelRequested, promotion="p")
+        await site.start()
+        ended = await site.promoted("p")
+        assert ended.state == "promoted", ended
+        for plan in ended.plans:
+            assert Path(plan["path"]).read_bytes() == models[plan["volume"]].image_at(offsets[plan["volume"]])
