@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -21,6 +22,9 @@ from rephub.projections.catalogue import Volume
 
 SYNC_SECONDS = 30.0
 """The worker begins, and reads the bitmaps before: some 1,000 requests for 1 TiB."""
+
+REASON_SECONDS = 0.2
+"""After QEMU said that the mirror failed: a worker that ended, or says why it failed, is the better reason."""
 
 log = logging.getLogger(__name__)
 
@@ -295,12 +299,15 @@ class Hold(Grip):
     def _listen(self, vm: Vm) -> list[str]:
         """Hear of the job's end; returns the list to which reasons are added."""
         ended: list[str] = []
+        loop = asyncio.get_running_loop()
 
         def heard(name: str, data: dict[str, Any]) -> None:
             if name in JOB_ENDS:
                 why = data.get("error") or data.get("operation") or ""
                 ended.append(f"{JOB_ENDS[name]}{': ' if why else ''}{why}")
-                self.keeper.lost(self.held.epoch, UnavailableError(ended[-1]))
+                loop.call_later(
+                    REASON_SECONDS, self.keeper.lost, self.held.epoch, UnavailableError(ended[-1])
+                )
 
         vm.on_job(self.names.job, heard)
         return ended

@@ -61,7 +61,10 @@ async def bisect(
     COMMAND finds the point's NBD URI in REPHUB_FOT_URI; it exits with 0 if the point is good, 125 if that cannot be said.
     """
     check_name(volume, "volume")
-    run = _Run(cli, volume, command, read_only=read_only, seconds=probe_timeout)
+    stop = asyncio.Event()
+    # Not by cancelling: libraries below may swallow that (bpo-37658), and the search would go on.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    run = _Run(cli, volume, command, stop, read_only=read_only, seconds=probe_timeout)
     ends = {"good": _point(good), "bad": _point(bad)}
     async with (
         connect(cli, SEARCH_SECONDS) as client,
@@ -135,23 +138,34 @@ class _Run:
         cli: for progress.
         volume: name.
         command: program and arguments.
+        stop: set by Ctrl-C.
         read_only: what it gets.
         seconds: that it may take.
     """
 
     def __init__(
-        self, cli: Cli, volume: str, command: tuple[str, ...], *, read_only: bool, seconds: float
+        self,
+        cli: Cli,
+        volume: str,
+        command: tuple[str, ...],
+        stop: asyncio.Event,
+        *,
+        read_only: bool,
+        seconds: float,
     ) -> None:
         self.probes: list[dict[str, Any]] = []
         self._cli, self._volume, self._command = cli, volume, command
         self._read_only, self._seconds = read_only, seconds
+        self._stop = stop
 
     async def probe(self, client: ControlClient, point: Point) -> dict[str, Any]:
         """Open a test at the point, run the command, stop it.
 
         Raises:
             RephubError: the test does not start, or the command says that the search is to end.
+            click.Abort: Ctrl-C.
         """
+        self._check_stop()
         began = time.monotonic()
         async with opened_test(self._cli, client, self._volume, point, read_only=self._read_only) as view:
             code = await self._execute(view)
@@ -165,6 +179,10 @@ class _Run:
         self.probes.append(probe)
         self._cli.progress(f"offset {view['offset']}: {verdict} ({probe['seconds']:.1f} s)")
         return probe
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise click.Abort
 
     async def verdict(self, client: ControlClient, offset: int) -> Verdict:
         """Of one point; one that cannot be opened any more is skipped. Raises: as `probe`."""
@@ -195,16 +213,20 @@ class _Run:
             raise UsageError(
                 f"cannot run {self._command[0]}: {exc.strerror}", hint="name a program after --"
             ) from exc
+        waits = [asyncio.create_task(process.wait()), asyncio.create_task(self._stop.wait())]
         try:
-            async with asyncio.timeout(self._seconds):
-                code = await process.wait()
-        except TimeoutError:
+            await asyncio.wait(waits, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            self._check_stop()
+            code = process.returncode
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await _end(process)
+        if code is None:
             raise ConflictError(
                 f"{self._command[0]} did not end within {self._seconds:g} s",
                 hint="--probe-timeout gives it more",
-            ) from None
-        finally:
-            await _end(process)
+            )
         if code < 0 or code >= ABORT:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
             raise ConflictError(

@@ -26,7 +26,7 @@ def new_name() -> str:
 async def opened_test(
     cli: Cli, client: ControlClient, volume: str, point: Point, *, read_only: bool
 ) -> AsyncIterator[dict[str, Any]]:
-    """A test of one volume; it is stopped whatever happens, also by Ctrl-C while it opens.
+    """A test of one volume; it is stopped whatever happens, also if this is cancelled while it opens.
 
     Raises:
         RephubError: it did not start.

@@ -6,6 +6,7 @@ Real QEMU block layer, Kafka and Redis; the agent is killed, its QEMU is ended o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -222,16 +223,19 @@ async def test_a_foreign_writer_is_found_out(rig: Rig, daemons: Callable[..., St
     export = {"type": "nbd", "id": "foreign", "node-name": "disk0", "name": "foreign", "writable": True}
     assert "return" in site.qsd.execute("block-export-add", **export)
     guest, foreign = Load(site.qsd.uri()), Load(site.qsd.uri().replace("disk0", "foreign"))
-    before = max(record_numbers(site))
-    guest("scattered", size=SIZE, length=8192, seconds=3, depth=4, per_second=500, seed=9)
-    await rig.until("rotations", lambda: max(record_numbers(site)) > before + 1)
-    assert not rig.of(ev.CaptureLost, site.name)
-    foreign("write", start=44 * MIB, length=4096, seed=5)
-    foreign.close()
-    site.qsd.execute("block-export-del", id="foreign", mode="hard")
-    guest("write", start=MIB, length=4096, seed=6)
-    await rig.until("noticed", lambda: rig.of(ev.CaptureLost, site.name))
-    assert "somebody else wrote to node disk0" in rig.of(ev.CaptureLost, site.name)[0].reason
-    guest.close()
+    with contextlib.closing(guest), contextlib.closing(foreign):
+        before = max(record_numbers(site))
+        guest("scattered", size=SIZE, length=8192, seconds=3, depth=4, per_second=500, seed=9)
+        await rig.until("rotations", lambda: max(record_numbers(site)) > before + 1)
+        assert not rig.of(ev.CaptureLost, site.name)
+        # A granule that the guest wrote in the same record would hide the foreign write: begin a record without the load.
+        before = max(record_numbers(site))
+        guest("write", start=MIB, length=4096, seed=6)
+        await rig.until("a record without the load", lambda: max(record_numbers(site)) > before)
+        foreign("write", start=44 * MIB, length=4096, seed=5)
+        site.qsd.execute("block-export-del", id="foreign", mode="hard")
+        guest("write", start=MIB, length=4096, seed=7)
+        await rig.until("noticed", lambda: rig.of(ev.CaptureLost, site.name))
+        assert "somebody else wrote to node disk0" in rig.of(ev.CaptureLost, site.name)[0].reason
     started, _moved = await site.again(2)
     assert (started.mode, started.reason) == ("delta", None)

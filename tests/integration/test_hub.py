@@ -108,6 +108,11 @@ class Site:
         self._looked_at = 0
         self.vms = {"/vm.sock": [node("n1"), node("n2")]}
 
+    async def begin(self) -> None:
+        """Know what the tests before left in the log; only what comes from now on is waited for."""
+        await self.fold()
+        self._looked_at = len(self.seen)
+
     async def announce(self) -> None:
         now = time.time_ns() // 1000
         cause = command_id()
@@ -150,6 +155,8 @@ class Site:
                 self._looked_at += 1
                 if isinstance(event, kind) and (command is None or event.command_id == command.id):
                     return event
+                if command is not None and isinstance(event, ev.CommandRejected):
+                    assert event.command_id != command.id, event.error
             if acting:
                 await self.act()
             names = [type(event).__name__ for event in self.seen[-8:]]
@@ -205,6 +212,7 @@ async def site(broker: Broker) -> AsyncIterator[Site]:
     await control.start()
     page = StatusServer("127.0.0.1", 0, lambda: {"id": "d1"})
     found = Site(control, await page.start())
+    await found.begin()
     await found.announce()
     yield found
     await page.stop()
