@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -30,6 +31,9 @@ EXTENT_BYTES_MIN: Final = 512
 """Extents are this long on average, a sector: bounds what a server's block status takes in memory."""
 EXTENTS_SPARE: Final = 100_000
 """Shorter ones that are taken all the same: 16 MiB in memory."""
+
+BACKLOG_SECONDS: Final = 0.02
+"""Between two tries at a unix socket whose backlog is full."""
 
 
 class NbdClient:
@@ -78,7 +82,7 @@ class NbdClient:
         try:
             async with asyncio.timeout(timeout_seconds):
                 if path is not None:
-                    await loop.create_unix_connection(lambda: link, str(path))
+                    await loop.create_unix_connection(lambda: link, sock=await _connected(str(path)))
                 else:
                     await loop.create_connection(lambda: link, host or "", port)
                 client = cls(await link.offer, link)
@@ -208,3 +212,24 @@ class NbdClient:
     async def close(self) -> None:
         """Say goodbye and close; requests under way fail with UnavailableError. Never raises."""
         await self._link.close()
+
+
+async def _connected(path: str) -> socket.socket:
+    """A unix socket that is connected, or OSError.
+
+    While the listener's backlog is full, `connect` says EAGAIN, and nothing ever tells that there is room again. asyncio
+    takes it for EINPROGRESS and believes itself connected.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(0)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(BACKLOG_SECONDS)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise

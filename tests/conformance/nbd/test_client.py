@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -210,6 +211,33 @@ async def test_something_else_than_nbd_is_let_go(short_dir: Path) -> None:
     async with speaking(short_dir / "s", b"220 mail.example.org ESMTP\r\n"):
         with pytest.raises(ProtocolError, match="no NBD server"):
             await NbdClient.connect(path=short_dir / "s", export="vol")
+
+
+async def test_a_full_backlog_is_waited_for(short_dir: Path) -> None:
+    """Linux says EAGAIN then, and gives no sign later; asyncio would believe itself connected."""
+    path = short_dir / "s"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as fillers:
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler = fillers.enter_context(socket.socket(socket.AF_UNIX))
+                filler.settimeout(0)
+                filler.connect(str(path))
+        with pytest.raises(DeadlineError, match=r"0\.2 s"):
+            await NbdClient.connect(path=path, export="vol", timeout_seconds=0.2)
+        waiting = asyncio.create_task(NbdClient.connect(path=path, export="vol"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        listener.settimeout(0)
+        while not waiting.done():
+            with contextlib.suppress(BlockingIOError):
+                accepted = fillers.enter_context(listener.accept()[0])
+                with contextlib.suppress(BrokenPipeError):
+                    accepted.send(b"220 mail.example.org ESMTP\r\n")
+            await asyncio.sleep(0.01)
+        with pytest.raises(ProtocolError, match="no NBD server"):
+            await waiting
 
 
 # Other servers
