@@ -9,6 +9,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+
 CHUNK_ENTRIES = 16_384
 DELTA_MAX = 0xFFFF_FFFF
 """Deltas are 32 bits: 71 minutes in a chunk, then a new one begins."""
@@ -45,6 +50,31 @@ class Envelope:
                 chunk.at.append(at_delta)
                 return
         self._chunks.append(_Chunk(journal_offset, captured_at_max))
+
+    def after(self, journal_offset: int) -> tuple[Int64s, Int64s]:
+        """Where it grows after an offset, and to what."""
+        first = max(0, bisect_right(self._chunks, journal_offset, key=lambda chunk: chunk.base_offset) - 1)
+        chunks = self._chunks[first:]
+        offsets = [np.frombuffer(chunk.offsets, np.uint32) + np.int64(chunk.base_offset) for chunk in chunks]
+        at = [np.frombuffer(chunk.at, np.uint32) + np.int64(chunk.base_at) for chunk in chunks]
+        all_offsets, all_at = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in (offsets, at))
+        new = all_offsets > journal_offset
+        return all_offsets[new], all_at[new]
+
+    def extend(self, offsets: Int64s, at: Int64s) -> None:
+        """Take in what `after` gave, both ascending and beyond all that is held."""
+        for first in range(0, len(offsets), CHUNK_ENTRIES):
+            some_offsets, some_at = offsets[first : first + CHUNK_ENTRIES], at[first : first + CHUNK_ENTRIES]
+            chunk = _Chunk(int(some_offsets[0]), int(some_at[0]))
+            offset_deltas, at_deltas = some_offsets - chunk.base_offset, some_at - chunk.base_at
+            if max(offset_deltas[-1], at_deltas[-1]) > DELTA_MAX:
+                for journal_offset, captured_at in zip(some_offsets.tolist(), some_at.tolist(), strict=True):
+                    self.note(journal_offset, captured_at)
+                continue
+            chunk.offsets = array("I", offset_deltas.astype(np.uint32).tobytes())
+            chunk.at = array("I", at_deltas.astype(np.uint32).tobytes())
+            self._chunks.append(chunk)
+            self._last_at = int(some_at[-1])
 
     def next_growth(self, captured_at: int) -> int | None:
         """The first offset at which the running maximum exceeds `captured_at`; None: nowhere yet."""
@@ -97,6 +127,29 @@ class ByteCurve:
         if self._head - (self._totals[-1] if self._totals else self._base) >= SAMPLE_BYTES:
             self._offsets.append(journal_offset)
             self._totals.append(self._head)
+
+    @property
+    def head(self) -> int:
+        """Bytes counted since the beginning, whatever was dropped."""
+        return self._head
+
+    def after(self, journal_offset: int, head_there: int) -> tuple[Int64s, Int64s]:
+        """Samples after an offset, with the bytes from there to each.
+
+        Args:
+            journal_offset: the offset.
+            head_there: `head` as it was at the offset.
+        """
+        first = bisect_right(self._offsets, journal_offset)
+        return np.array(self._offsets[first:], np.int64), np.array(
+            self._totals[first:], np.int64
+        ) - head_there
+
+    def extend(self, offsets: Int64s, lengths: Int64s, length: int) -> None:
+        """Take in what `after` gave, and the bytes from there to the end."""
+        self._offsets.extend(offsets.tolist())
+        self._totals.extend((lengths + self._head).tolist())
+        self._head += length
 
     def held_after(self, journal_offset: int) -> int:
         """Bytes in (offset, head], at most one sample too many."""

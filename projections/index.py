@@ -2,7 +2,7 @@
 
 The index is a row of *segments*. A sealed segment holds up to `SEGMENT_EVENTS` events in compact arrays (17 bytes an
 event) and a table from *bucket* (64 KiB of the volume) to the events that touch it (16 bytes or less an event): it never
-changes again, so it can be written to a file as it is. The newest segment is open: plain lists.
+changes again, so a section file holds it as it is. The newest segment is open: plain lists.
 
 A lookup walks from the newest segment to the oldest and stops as soon as every byte is found, so a hot block costs the
 same whatever the length of the history. Extents wider than `WIDE_BUCKETS` buckets stand in a list of their own.
@@ -10,7 +10,7 @@ same whatever the length of the history. Extents wider than `WIDE_BUCKETS` bucke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,45 +61,87 @@ def newest_first(rows: Sequence[int]) -> Iterable[int]:
     return reversed(rows)
 
 
-class _Sealed:
-    """Up to SEGMENT_EVENTS events that never change again."""
+ARRAYS = {
+    "offsets": np.uint32, "starts": np.int64, "lengths": np.uint32, "kinds": np.uint8, "buckets": np.int32,
+    "bucket_first": np.uint32, "order": np.uint16, "wide": np.uint16,
+}  # fmt: skip
+"""What a segment is made of: a row for each event (its offset counted from the segment's base), the buckets that any of
+them touches in ascending order, where the rows of each begin in `order`, and the rows that are wide."""
 
-    __slots__ = (
-        "base", "bucket_first", "buckets", "bytes", "first_offset", "kinds", "last_offset", "lengths", "offsets", "order",
-        "starts", "wide",
-    )  # fmt: skip
 
-    def __init__(self, segment: _Open) -> None:
-        self.first_offset = segment.offsets[0]
-        self.last_offset = segment.offsets[-1]
-        self.base = self.first_offset
-        self.offsets = (np.array(segment.offsets, np.int64) - self.base).astype(np.uint32)
-        self.starts = np.array(segment.starts, np.int64)
-        self.lengths = np.array(segment.lengths, np.uint32)
-        self.kinds = np.array(segment.kinds, np.uint8)
-        ordered = sorted(segment.buckets)
-        self.buckets = np.array(ordered, np.int32)
-        counts = [len(segment.buckets[bucket]) for bucket in ordered]
-        self.bucket_first = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.uint32)
-        self.order = np.array([row for bucket in ordered for row in segment.buckets[bucket]], np.uint16)
-        self.wide = np.array(segment.wide, np.uint16)
+class Segment:
+    """Up to SEGMENT_EVENTS events that never change again.
+
+    Args:
+        base: journal offset that `offsets` count from.
+        arrays: by the names and with the types of ARRAYS; see `check`.
+
+    Raises:
+        ValueError: it would be empty.
+    """
+
+    __slots__ = ("base", "first_offset", "last_offset", *ARRAYS)
+
+    offsets: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.uint32]
+    kinds: npt.NDArray[np.uint8]
+    buckets: npt.NDArray[np.int32]
+    bucket_first: npt.NDArray[np.uint32]
+    order: npt.NDArray[np.uint16]
+    wide: npt.NDArray[np.uint16]
+
+    def __init__(self, base: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.base = base
+        for name in ARRAYS:
+            setattr(self, name, arrays[name])
+        if not len(self.offsets):
+            raise ValueError("a segment without events")
+        self.first_offset = base + int(self.offsets[0])
+        self.last_offset = base + int(self.offsets[-1])
+
+    @classmethod
+    def sealed(cls, events: _Open) -> Segment:
+        """The segment of these events."""
+        base = events.offsets[0]
+        buckets = sorted(events.buckets)
+        counts = [len(events.buckets[bucket]) for bucket in buckets]
+        columns = {
+            "offsets": np.array(events.offsets, np.int64) - base,
+            "starts": events.starts,
+            "lengths": events.lengths,
+            "kinds": events.kinds,
+            "buckets": buckets,
+            "bucket_first": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
+            "order": [row for bucket in buckets for row in events.buckets[bucket]],
+            "wide": events.wide,
+        }
+        return cls(base, {name: np.asarray(columns[name]).astype(kind) for name, kind in ARRAYS.items()})
 
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def check(self) -> None:
+        """Raises ValueError: the arrays do not belong together, a lookup in them would fail."""
+        rows = len(self.offsets)
+        if not rows == len(self.starts) == len(self.lengths) == len(self.kinds):
+            raise ValueError("columns differ in length")
+        if len(self.bucket_first) != len(self.buckets) + 1 or (np.diff(self.buckets) <= 0).any():
+            raise ValueError("buckets are out of order")
+        if self.bucket_first[0] or self.bucket_first[-1] != len(self.order):
+            raise ValueError("buckets do not cover their rows")
+        if (np.diff(self.bucket_first.astype(np.int64)) < 0).any():
+            raise ValueError("buckets overlap")
+        if any(len(array) and int(array.max()) >= rows for array in (self.order, self.wide)):
+            raise ValueError("a bucket names a row that is not there")
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What it is made of."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        arrays = (
-            self.offsets,
-            self.starts,
-            self.lengths,
-            self.kinds,
-            self.buckets,
-            self.bucket_first,
-            self.order,
-            self.wide,
-        )
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in self.arrays().values())
 
     def _candidates(self, start: int, end: int) -> npt.NDArray[np.uint16]:
         low = np.searchsorted(self.buckets, start >> BUCKET_BITS)
@@ -201,7 +243,7 @@ class Index:
 
     def __init__(self, applied_offset: int = -1) -> None:
         self.applied_offset = applied_offset
-        self._sealed: list[_Sealed] = []
+        self._sealed: list[Segment] = []
         self._open = _Open()
 
     def __len__(self) -> int:
@@ -221,19 +263,33 @@ class Index:
             length: bytes, more than 0.
             kind: DATA or ZERO.
         """
+        if self.is_full:
+            self.seal()
         end = start + length
         while start < end:
             step = min(end - start, LENGTH_MAX)
             self._open.add(journal_offset, start, step, kind)
             start += step
-        if len(self._open) >= SEGMENT_EVENTS:
-            self.seal()
 
-    def seal(self) -> None:
-        """Close the open segment, if it holds anything."""
-        if len(self._open):
-            self._sealed.append(_Sealed(self._open))
-            self._open = _Open()
+    @property
+    def is_full(self) -> bool:
+        """Whether the next event begins a new segment."""
+        return len(self._open) >= SEGMENT_EVENTS
+
+    def seal(self) -> Segment | None:
+        """Close the open segment; it, if it holds anything."""
+        if not len(self._open):
+            return None
+        segment = Segment.sealed(self._open)
+        self._sealed.append(segment)
+        self._open = _Open()
+        return segment
+
+    def adopt(self, segment: Segment) -> None:
+        """Take in a segment whose events come after all that are held."""
+        self.seal()
+        if segment.last_offset > self.applied_offset:
+            self._sealed.append(segment)
 
     def drop(self, applied_offset: int) -> None:
         """Forget events up to `applied_offset` (inclusive); memory is freed by whole segments."""
@@ -242,8 +298,8 @@ class Index:
         if len(self._open) and self._open.offsets[-1] <= self.applied_offset:
             self._open = _Open()
 
-    def _newest_first(self) -> list[_Open | _Sealed]:
-        segments: list[_Open | _Sealed] = [self._open]
+    def _newest_first(self) -> list[_Open | Segment]:
+        segments: list[_Open | Segment] = [self._open]
         segments.extend(reversed(self._sealed))
         return segments
 

@@ -7,13 +7,13 @@ what lies below the floor is dropped, so memory is bounded by the window: 24 h o
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
 from rephub.core.errors import IntegrityError
-from rephub.projections.envelope import ByteCurve, Envelope
+from rephub.projections.envelope import ByteCurve, Envelope, Int64s
 from rephub.projections.journal_fold import FoldState, Verdict
 from rephub.schemas.journal import Checkpoint, EpochStarted, Record
 
@@ -52,6 +52,23 @@ class Epoch:
     first_offset: int
     at: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What a stretch of records adds to a timeline, but for the curves."""
+
+    bytes: int
+    """Of their values in the journal."""
+    gaps: list[Gap]
+    """Those that end in it, or go on after it."""
+    marks: list[Mark]
+    epochs: list[Epoch]
+    sizes: list[tuple[int, int]]
+
+
+CURVES = ("growth_offsets", "growth_at", "sample_offsets", "sample_bytes")
+"""The two curves over a stretch, as int64 arrays; its bytes are counted from its beginning."""
 
 
 def thinned(marks: list[Mark]) -> list[Mark]:
@@ -100,6 +117,8 @@ class Timeline:
         self._epochs: list[Epoch] = []
         self._spoiled: list[tuple[int, int | None]] = []
         self._sizes: list[tuple[int, int]] = [(state.last_offset, state.size_bytes)]
+        self._cut = (state.last_offset, 0)
+        """Where the last stretch ended, and the bytes counted up to there."""
         if state.captured_at_max:
             self.envelope.note(state.last_offset, state.captured_at_max)
         if state.gap_first_offset is not None:
@@ -138,6 +157,33 @@ class Timeline:
                     offset, record.checkpoint, record.captured_at, record.kind, record.periodic, record.group
                 )
             )
+
+    def cut(self) -> tuple[Stretch, dict[str, Int64s]]:
+        """What came since the cut before, or since the beginning: the stretch and its curves, see CURVES."""
+        first, bytes_there = self._cut
+        curves = (*self.envelope.after(first), *self.bytes.after(first, bytes_there))
+        stretch = Stretch(
+            self.bytes.head - bytes_there,
+            [replace(gap) for gap in self._gaps if gap.next_offset is None or gap.next_offset > first],
+            self._marks[bisect_right(self._marks, first, key=lambda mark: mark.offset) :],
+            self._epochs[bisect_right(self._epochs, first, key=lambda epoch: epoch.first_offset) :],
+            self._sizes[bisect_right(self._sizes, first, key=lambda size: size[0]) :],
+        )
+        self._cut = (self.head_offset, self.bytes.head)
+        return stretch, dict(zip(CURVES, curves, strict=True))
+
+    def adopt(self, head_offset: int, stretch: Stretch, curves: Mapping[str, Int64s]) -> None:
+        """Take in what `cut` gave for the records that come next, up to `head_offset`."""
+        self.head_offset = head_offset
+        self.envelope.extend(curves["growth_offsets"], curves["growth_at"])
+        self.bytes.extend(curves["sample_offsets"], curves["sample_bytes"], stretch.bytes)
+        ended = [gap for gap in self._gaps if gap.next_offset is not None]
+        self._gaps = ended + [replace(gap) for gap in stretch.gaps]
+        for mark in stretch.marks:
+            self._add_mark(mark)
+        self._epochs += stretch.epochs
+        self._sizes += stretch.sizes
+        self._cut = (head_offset, self.bytes.head)
 
     def _follow_gap(self, state: FoldState) -> None:
         current = self._gaps[-1] if self._gaps and self._gaps[-1].next_offset is None else None

@@ -227,7 +227,7 @@ class Failovers:
         check_floor(projector, plan)
         projector.pin(holder(failover), offset)
         below = View(projector, offset, None)
-        above = {"point": await projector.identity_at(offset)}
+        above = {"point": await projector.source.identity_at(offset)}
         overlay = self._overlay(opened, failover, plan, below.size_bytes, above)
         return FailoverView(name, offset, below.size_bytes, below, overlay)
 

@@ -197,7 +197,7 @@ class Fots:
         projector, resolved = point
         identity = {
             "fot": fot.name, "volume": name, "offset": resolved.offset,
-            "point": await projector.identity_at(resolved.offset),
+            "point": await projector.source.identity_at(resolved.offset),
         }  # fmt: skip
         if again:
             return Overlay.reopen(opened.directory, name, self._scratch_bytes, identity, durable=False)

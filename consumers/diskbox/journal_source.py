@@ -9,6 +9,7 @@ from rephub.consumers.diskbox.applier import Event
 from rephub.core.codec import decode_journal
 from rephub.core.errors import IntegrityError
 from rephub.core.journal.port import JournalReader, StoredRecord
+from rephub.projections.journal_fold import FoldState
 from rephub.schemas.journal import SyncData, Write
 
 CACHE_BYTES_MAX = 32 << 20
@@ -21,6 +22,10 @@ def decode(record: StoredRecord) -> Event:
         return record.journal_offset, decode_journal(record.value)
     except IntegrityError as exc:
         return record.journal_offset, exc
+
+
+def _identity(epoch: int, seq: int, crc: str) -> str:
+    return f"{epoch}/{seq}/{crc}"
 
 
 class JournalSource:
@@ -59,8 +64,38 @@ class JournalSource:
             IntegrityError: the offset is not in the log.
             UnavailableError: no broker answers in time.
         """
+        return [decode(record) for record in await self.records(first_offset, bytes_max)]
+
+    async def records(self, first_offset: int, bytes_max: int) -> list[StoredRecord]:
+        """As `events`, not decoded."""
         self.fetches += 1
-        return [decode(record) for record in await self._reader.fetch(first_offset, bytes_max)]
+        return await self._reader.fetch(first_offset, bytes_max)
+
+    async def holds(self, state: FoldState) -> bool:
+        """Whether the record that a fold took in last is the one that is there; True if the fold could not read it.
+
+        Raises:
+            UnavailableError: no broker answers in time.
+        """
+        if not state.last_crc:
+            return True
+        try:
+            identity = await self.identity_at(state.last_offset)
+        except IntegrityError:
+            return False
+        return identity == _identity(state.last_epoch, state.last_seq, state.last_crc)
+
+    async def identity_at(self, journal_offset: int) -> str:
+        """What the journal holds at a point: the same offset with another identity is another journal.
+
+        Raises:
+            IntegrityError: not in the log.
+            UnavailableError: no broker answers in time.
+        """
+        ((_, record), *_rest) = await self.events(journal_offset, 1)
+        if isinstance(record, IntegrityError):
+            return record.message
+        return _identity(record.epoch, record.seq, record.crc32c.hex())
 
     async def _value(self, journal_offset: int) -> bytes:
         while True:

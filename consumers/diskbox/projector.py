@@ -11,29 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from rephub.consumers.diskbox.applier import Applier, Event
 from rephub.consumers.diskbox.files import is_away, is_full
 from rephub.consumers.diskbox.journal_source import JournalSource, decode
-from rephub.consumers.diskbox.rot import Readable
+from rephub.consumers.diskbox.recent import Recent
+from rephub.consumers.diskbox.sections import Sections
 from rephub.consumers.diskbox.signals import Signal
 from rephub.core.errors import IntegrityError, NotFoundError, RephubError, StorageError, UnavailableError
 from rephub.core.journal.port import JournalReader, StoredRecord
-from rephub.projections.index import DATA, ZERO, Index
+from rephub.projections.head import Head
+from rephub.projections.index import Index
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.projections.timeline import Timeline
 from rephub.projections.window import History, due, floor_target, is_cut
-from rephub.schemas.journal import Digest, SyncData, Write, Zero
+from rephub.schemas.journal import Digest
 
 log = logging.getLogger(__name__)
 
 APPLY_BYTES = 16 << 20
 """Applied between two fdatasyncs: long enough to coalesce, short enough to hold in memory for 27 volumes."""
-RECENT_BYTES_MAX = 64 << 20
-"""Records kept for applying without a second fetch while the floor is in a gap; the follower waits beyond."""
 PACE_SECONDS = 0.5
 """Between two rises of the floor outside a gap: each costs a few fsyncs."""
 IDLE_SECONDS = 5.0
@@ -97,15 +95,10 @@ class Projector:
         self._room_bytes = applier.position.applied.size_bytes
         """The recovery volume can grow to this size."""
         self._no_room = False
-        self._recent: deque[tuple[Event, int]] = deque()
-        self._recent_bytes = 0
-        self._readable = Readable()
-        self._head = JournalFold(replace(applier.position.applied))
-        self.timeline = Timeline(self._head.state)
-        self.index = Index(applier.applied_offset)
-        if applier.intent_offset > applier.applied_offset:
-            self.timeline.drop(applier.intent_offset)
-
+        self._recent = Recent()
+        self._head = Head(applier.position.applied, applier.intent_offset)
+        self._sections = Sections(applier.directory)
+        self._sections.drop(applier.applied_offset)
         if self._head.state.poison_offset is not None:
             self.poison = self._poison_error()
 
@@ -122,7 +115,17 @@ class Projector:
     @property
     def head(self) -> JournalFold:
         """The fold at the head."""
-        return self._head
+        return self._head.fold
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of (floor, head]."""
+        return self._head.timeline
+
+    @property
+    def index(self) -> Index:
+        """Of (applied, head]."""
+        return self._head.index
 
     @property
     def floor_offset(self) -> int:
@@ -175,62 +178,85 @@ class Projector:
                     raise IntegrityError(
                         f"it starts at {first_offset}, after the applied offset {state.last_offset}"
                     )
-                if state.last_crc and first_offset <= state.last_offset:
-                    ((_, record), *_rest) = await self.source.events(state.last_offset, 1)
-                    if isinstance(record, IntegrityError) or (
-                        (record.epoch, record.seq, record.crc32c.hex())
-                        != (state.last_epoch, state.last_seq, state.last_crc)
-                    ):
-                        raise IntegrityError(
-                            f"the record at the applied offset {state.last_offset} is another one"
-                        )
+                if first_offset <= state.last_offset and not await self.source.holds(state):
+                    raise IntegrityError(
+                        f"the record at the applied offset {state.last_offset} is another one"
+                    )
             except UnavailableError:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return
 
     async def _follow(self) -> None:
-        async for records in self.reader.tail(self.applier.applied_offset + 1):
+        await self._restore()
+        async for records in self.reader.tail(self.head_offset + 1):
             for record in records:
                 self._take(record)
+                if self._head.is_cut_due:
+                    section = self._head.cut()
+                    if section is not None and not self._at_once():
+                        await self._sections.keep(section)
             self.changed.notify()
             await asyncio.sleep(0)
-            while self._recent_bytes > RECENT_BYTES_MAX:
+            while self._recent.is_full:
                 await self.changed.wait(RETRY_SECONDS)
+
+    async def _restore(self) -> None:
+        """Take in what lives before have kept of (applied, head], and read only what lies before and between."""
+        while (first := self._sections.next(self.head_offset + 1)) is not None:
+            try:
+                while self.head_offset + 1 < first:
+                    for record in await self.source.records(self.head_offset + 1, APPLY_BYTES):
+                        if record.journal_offset < first:
+                            self._take(record)
+                    self.changed.notify()
+                await self._adopt(first)
+            except IntegrityError as exc:
+                log.warning("volume=%s not_in_the_log=%d error=%s", self.volume, first, exc.message)
+                self._sections.forget(first)
+            except UnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _adopt(self, first: int) -> None:
+        """Take in the sections from the next record on, or forget them."""
+        chain = await self._sections.chain(first)
+        genuine = bool(chain) and await self.source.holds(chain[-1].facts.after)
+        for section in chain if genuine else ():
+            poison_before = self._head.state.poison_offset
+            if not self._head.adopt(section):
+                break
+            self._say_poison(poison_before)
+            self.changed.notify()
+            await asyncio.sleep(0)
+        log.info("volume=%s adopted=%d upto=%d", self.volume, self.head_offset + 1 - first, self.head_offset)
+        if chain and self.head_offset < chain[-1].last_offset:
+            log.warning("volume=%s sections_of_another_life=%d", self.volume, self.head_offset + 1)
+            self._sections.forget(self.head_offset + 1)
 
     def _take(self, stored: StoredRecord) -> None:
         event = decode(stored)
         journal_offset, record = event
-        state = self._head.state
-        was_poisoned = state.poison_offset
-        verdict = self._head.feed(journal_offset, record)
-        if verdict is Verdict.APPLY:
-            if isinstance(record, Zero):
-                self.index.add(journal_offset, record.start, record.length, ZERO)
-            elif isinstance(record, (Write, SyncData)):
-                self.index.add(journal_offset, record.start, len(record.data), DATA)
-        self._readable.note(journal_offset, record, verdict)
-        self.timeline.feed(state, record, verdict, len(stored.value))
+        before = self._head.state.poison_offset
+        verdict = self._head.take(journal_offset, record, len(stored.value))
         if self._at_once() and self.storage is None and self._frozen_at is None:
-            self._remember(event, len(stored.value))
+            self._recent.add(event, len(stored.value))
         if verdict is Verdict.MARKER and isinstance(record, Digest) and self.on_digest is not None:
             self.on_digest(journal_offset, record)
-        if verdict is Verdict.POISON:
+        self._say_poison(before)
+
+    def _say_poison(self, before: int | None) -> None:
+        """Tell of what stops the volume now, or does no more.
+
+        Args:
+            before: offset of the poison before the last records.
+        """
+        offset = self._head.state.poison_offset
+        if offset is not None and offset != before:
             self.poison = self._poison_error()
-            self._stop(self.poison, journal_offset)
-        elif was_poisoned is not None and state.poison_offset is None:
+            self._stop(self.poison, offset)
+        elif offset is None and before is not None:
             self.poison = None
-            self._on_resumed(journal_offset)
-
-    def _remember(self, event: Event, length: int) -> None:
-        if self._recent and self._recent[-1][0][0] != event[0] - 1:
-            self._forget_all_recent()
-        self._recent.append((event, length))
-        self._recent_bytes += length
-
-    def _forget_all_recent(self) -> None:
-        self._recent.clear()
-        self._recent_bytes = 0
+            self._on_resumed(self.head_offset)
 
     def _at_once(self) -> bool:
         """Whether the floor is in a gap, where there is no history to keep."""
@@ -286,8 +312,8 @@ class Projector:
             if not events:
                 raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
             await self.applier.apply(events)
-            self.index.drop(self.applier.applied_offset)
-            self._readable.drop(self.applier.applied_offset)
+            self._head.drop(self.applier.applied_offset)
+            self._sections.drop(self.applier.applied_offset)
             self._storage_is_back()
             self._forget_recent()
             self.changed.notify()
@@ -312,20 +338,14 @@ class Projector:
 
     def _rots(self, events: list[Event]) -> bool:
         """Whether one of the events could be read once and cannot be any more; points that depend on it end here."""
-        found = self._readable.rotten(events)
+        found = self._head.rots(events)
         if found is None:
             return False
-        journal_offset, error = found
-        next_offset = self._readable.whole_after(journal_offset)
-        self.timeline.spoil(journal_offset, next_offset, error.message)
-        if next_offset is None:
-            reason = f"it cannot be read any more: {error.message}"
-            under_way = self._readable.is_under_way_after(journal_offset)
-            answering = self._readable.is_answered_after(journal_offset)
-            self._head.spoil(journal_offset, reason, poison=not under_way, answering=answering)
-            if not under_way and self.poison is None:
-                self.poison = self._poison_error()
-                self._stop(self.poison, journal_offset)
+        journal_offset, error, poison = found
+        self._sections.forget(0)
+        if poison and self.poison is None:
+            self.poison = self._poison_error()
+            self._stop(self.poison, journal_offset)
         log.error("volume=%s rotten_offset=%d error=%s", self.volume, journal_offset, error.message)
         self.changed.notify()
         return True
@@ -357,16 +377,8 @@ class Projector:
         """The next events to apply, up to `last_offset` and about APPLY_BYTES."""
         first = self.applier.applied_offset + 1
         self._forget_recent()
-        if self._recent and self._recent[0][0][0] == first:
-            events: list[Event] = []
-            total = 0
-            for event, length in self._recent:
-                if not due(event[0], last_offset) or total >= APPLY_BYTES:
-                    break
-                events.append(event)
-                total += length
+        if events := self._recent.from_offset(first, APPLY_BYTES, lambda offset: due(offset, last_offset)):
             return events
-        events = []
         total = 0
         while first <= last_offset and total < APPLY_BYTES:
             fetched = await self.source.events(first, APPLY_BYTES)
@@ -376,13 +388,9 @@ class Projector:
         return events
 
     def _forget_recent(self) -> None:
-        applied = self.applier.applied_offset
-        while self._recent and (self._recent[0][0][0] <= applied or not self._at_once_or_due()):
-            _, length = self._recent.popleft()
-            self._recent_bytes -= length
-
-    def _at_once_or_due(self) -> bool:
-        return self._at_once() or self.applier.applied_offset < self.floor_offset
+        self._recent.drop(self.applier.applied_offset)
+        if not self._at_once() and self.applier.applied_offset >= self.floor_offset:
+            self._recent.clear()
 
     async def _wait_for_storage(self, error: StorageError) -> None:
         """After a failed write or sync nothing is known: open anew, apply again from the applied offset."""
@@ -392,7 +400,7 @@ class Projector:
                 log.error("volume=%s paused error=%s", self.volume, error.message)
             else:
                 self._stop(error, self.applier.applied_offset)
-        self._forget_all_recent()
+        self._recent.clear()
         self.changed.notify()
         await asyncio.sleep(RETRY_SECONDS if is_full(error) or is_away(error) else REOPEN_SECONDS)
         try:
@@ -408,18 +416,6 @@ class Projector:
         """Let go; no error if there is no such pin."""
         if self.pins.pop(holder, None) is not None:
             self.changed.notify()
-
-    async def identity_at(self, journal_offset: int) -> str:
-        """What the journal holds at a point: the same offset with another identity is another journal.
-
-        Raises:
-            IntegrityError: not in the log.
-            UnavailableError: no broker answers in time.
-        """
-        ((_, record), *_rest) = await self.source.events(journal_offset, 1)
-        if isinstance(record, IntegrityError):
-            return record.message
-        return f"{record.epoch}/{record.seq}/{record.crc32c.hex()}"
 
     async def catch_up(self, timeout_seconds: float = CATCH_UP_SECONDS) -> None:
         """Wait until everything that is in the journal now was read.
@@ -480,7 +476,7 @@ class Projector:
     def freeze(self) -> None:
         """Apply nothing beyond the intent until `thaw`; reading goes on."""
         self._frozen_at = self.applier.intent_offset
-        self._forget_all_recent()
+        self._recent.clear()
         self.changed.notify()
 
     async def stand_still(self, timeout_seconds: float) -> int:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from crc32c import crc32c
 
 from fuzz import state_files
+from journal_model import JournalModel
 from rephub.agent.guest_agent import GuestAgent
 from rephub.core.bitmap.redis import regions_of
 from rephub.core.codec.control import decode_control, encode_control
@@ -30,7 +31,9 @@ from rephub.core.nbd.export import ExportInfo
 from rephub.core.nbd.receiving import BUFFER_BYTES, ReceiveBuffer
 from rephub.core.nbd.uri import parse_uri
 from rephub.projections.catalogue import Catalogue
+from rephub.projections.head import Head
 from rephub.projections.journal_fold import FoldState, JournalFold, fresh_state
+from rephub.projections.section import HEADER, decoded, encoded
 from rephub.schemas import events, journal
 from unit.nbd.wire import HELLO, STRUCTURED, ServerSession, go, request, session, set_context, write
 
@@ -207,6 +210,19 @@ def state_file(data: bytes) -> None:
             readers[data[0] % len(readers)](Path(directory), data[1:])
 
 
+def section(data: bytes) -> None:
+    """A section of a diskbox's index, its crc put right: what is decoded is whole, and can be looked up in."""
+    if len(data) < HEADER.size:
+        return
+    magic, _, length = HEADER.unpack_from(data)
+    rest = data[HEADER.size :]
+    with contextlib.suppress(ValueError):
+        found = decoded(HEADER.pack(magic, crc32c(rest), length) + rest)
+        assert found.first_offset <= found.last_offset
+        if found.segment is not None:
+            list(found.segment.rows(0, 1 << 30, -1, found.last_offset))
+
+
 _FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -252,6 +268,22 @@ def _state_files() -> list[bytes]:
     return [bytes([index]) + good[name] for index, name in enumerate(state_files.READERS)]
 
 
+def _sections() -> list[bytes]:
+    model = JournalModel()
+    head = Head(fresh_state(-1, model.size), -1)
+    found = []
+    model.start_epoch()
+    for _ in range(2):
+        model.checkpoint("c")
+        model.some_writes(3)
+        for offset in range(head.offset + 1, len(model.values)):
+            head.take(offset, decode_journal(model.values[offset]), len(model.values[offset]))
+        cut = head.cut()
+        assert cut is not None
+        found.append(encoded(cut))
+    return found
+
+
 def _server_says() -> bytes:
     asked = HELLO + STRUCTURED + set_context("vol", nbd.BASE_ALLOCATION)
     return bytes(ServerSession(INFO).receive(asked + go("vol", nbd.OPT_GO, nbd.INFO_BLOCK_SIZE)).greetings)
@@ -294,5 +326,6 @@ TARGETS = {
     "control-record": Target(control_record, _golden("commands", "events")),
     "bitmap": Target(bitmap, [b"\x80", b"\xc0" + bytes(100) + b"\x01", b"\xff" * 64]),
     "state-file": Target(state_file, _state_files()),
+    "section": Target(section, _sections()),
     "guest-agent": Target(guest_agent, [b'{"return": 3}', b'{"error": {"class": "G", "desc": "no"}}']),
 }

@@ -1,0 +1,108 @@
+"""Sections on disk: `volumes/<volume>/index/<first offset>.section`, so that a restart reads a small part of a journal.
+
+They are a cache of the journal and nothing else: one that is missing, damaged, or of another life of the volume costs time,
+never content. So they are written without fsync, in one step each; what a power cut leaves of one has a wrong checksum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from rephub.consumers.diskbox.files import storage_errors
+from rephub.core.errors import StorageError
+from rephub.projections.section import Section, decoded, encoded
+
+SUFFIX = ".section"
+DIRECTORY = "index"
+
+log = logging.getLogger(__name__)
+
+
+class Sections:
+    """The sections of one volume.
+
+    Args:
+        directory: of the volume.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / DIRECTORY
+        self._files: dict[int, Path] = {}
+        """By first offset: those of lives before, which may still be adopted, and our own."""
+        self._failed = False
+        for path in self._listed():
+            if path.suffix == SUFFIX and path.stem.isdecimal():
+                self._files[int(path.stem)] = path
+            else:
+                path.unlink(missing_ok=True)  # a half-written one
+
+    def _listed(self) -> list[Path]:
+        try:
+            return sorted(self.directory.iterdir())
+        except OSError:
+            return []
+
+    def next(self, journal_offset: int) -> int | None:
+        """Where the first section that begins at or after an offset does; None: there is none."""
+        return min((first for first in self._files if first >= journal_offset), default=None)
+
+    async def chain(self, first_offset: int) -> list[Section]:
+        """The section that begins at an offset and those that follow it without a hole; damaged ones are deleted."""
+        return await asyncio.to_thread(lambda: list(self._chain(first_offset)))
+
+    def _chain(self, first_offset: int) -> Iterator[Section]:
+        while (path := self._files.get(first_offset)) is not None:
+            try:
+                section = decoded(path.read_bytes())
+                if section.first_offset != first_offset:
+                    raise ValueError(f"it begins at {section.first_offset}")  # noqa: TRY301 - damaged like others
+            except (OSError, ValueError) as exc:
+                log.warning("section=%s not_used=%s", path, exc)
+                self.forget(first_offset)
+                return
+            yield section
+            first_offset = section.last_offset + 1
+
+    def forget(self, first_offset: int) -> None:
+        """Delete the section that begins at an offset, and all that begin after it."""
+        for first in [first for first in self._files if first >= first_offset]:
+            self._unlink(first)
+
+    def drop(self, applied_offset: int) -> None:
+        """Delete sections that begin at or below the applied offset: no life begins before it."""
+        for first in [first for first in self._files if first <= applied_offset]:
+            self._unlink(first)
+
+    def _unlink(self, first_offset: int) -> None:
+        path = self._files.pop(first_offset)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("section=%s not_deleted=%s", path, exc.strerror)
+
+    async def keep(self, section: Section) -> None:
+        """Write a section; a disk that refuses costs nothing but a longer restart."""
+        try:
+            await asyncio.to_thread(self._write, section)
+        except StorageError as exc:
+            if not self._failed:
+                log.warning("section not written: %s", exc.message)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _write(self, section: Section) -> None:
+        path = self.directory / f"{section.first_offset:020d}{SUFFIX}"
+        temporary = path.with_suffix(".new")
+        with storage_errors("write", path):
+            try:
+                self.directory.mkdir(mode=0o700, exist_ok=True)
+                temporary.write_bytes(encoded(section))
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        self._files[section.first_offset] = path
