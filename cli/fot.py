@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,6 +13,7 @@ from rich.table import Table
 from rephub.cli.bisect import bisect
 from rephub.cli.client import connect
 from rephub.cli.endpoints import read_endpoints
+from rephub.cli.fetch import fetch
 from rephub.cli.fot_client import end_test, open_test
 from rephub.cli.output import Cli, verb, verb_group
 from rephub.cli.points import (
@@ -21,8 +25,17 @@ from rephub.cli.points import (
     timeout_option,
 )
 from rephub.cli.snippets import in_a_vm
-from rephub.cli.view import catalogue_of
+from rephub.cli.sync import parse_rate
+from rephub.cli.view import DAEMON_SECONDS, catalogue_of
+from rephub.core.errors import ConflictError, DeadlineError, NotFoundError, UnavailableError
 from rephub.core.names import check_name
+from rephub.core.units import format_bytes
+from rephub.projections.catalogue import Catalogue
+from rephub.schemas import commands as cmd
+from rephub.schemas import events as ev
+
+COSTS = ("scratch_bytes", "scratch_limit_bytes", "kept_bytes", "hydration", "rate_bytes_per_second")
+LOOK_SECONDS = 0.3
 
 fot = verb_group("fot", "Open a volume as it was, writable, protection undisturbed.")
 fot.add_command(bisect)
@@ -69,6 +82,7 @@ async def start(
 async def list_(cli: Cli) -> None:
     """List the fail-over tests that are open."""
     catalogue, _ = await catalogue_of(read_endpoints(cli.state_dir))
+    costs = await _costs(catalogue)
     found: list[dict[str, Any]] = []
     for entry in catalogue.fots.values():
         if entry.ended:
@@ -80,21 +94,32 @@ async def list_(cli: Cli) -> None:
                 "offset": view["offset"],
                 "uri": view["uri"],
                 "resolved": resolved(view),
+                **costs.get((entry.name, view["volume"]), {}),
             }
             for view in entry.views
         ]
-        rest = {"fot": entry.name, "state": entry.state, "read_only": entry.read_only}
+        rest = {
+            "fot": entry.name, "state": entry.state, "read_only": entry.read_only, "scratch_full": entry.full,
+        }  # fmt: skip
         if entry.group is not None:
             found.append(rest | {"group": entry.group, "volumes": views})
         else:
             pending = {"volume": entry.volumes[0], "offset": None, "uri": None, "resolved": None}
             found.append((views[0] if views else pending) | rest)
     table = Table(box=None, pad_edge=False)
-    for title in ("FOT", "STATE", "VOLUME", "OFFSET", "URI"):
+    for title in ("FOT", "STATE", "VOLUME", "OFFSET", "SCRATCH", "HYDRATED", "URI"):
         table.add_column(title)
     for row in found:
         for view in row.get("volumes", [row]):
-            table.add_row(row["fot"], row["state"], view["volume"], str(view["offset"]), view["uri"])
+            table.add_row(
+                row["fot"],
+                row["state"],
+                view["volume"],
+                str(view["offset"]),
+                _scratch(view) + (" (full)" if view["volume"] in row["scratch_full"] else ""),
+                _hydrated(view.get("hydration")),
+                view["uri"],
+            )
     cli.emit({"fots": found}, table if found else "no fail-over test is open")
 
 
@@ -107,3 +132,81 @@ async def stop(cli: Cli, fot_id: str, seconds: float) -> None:
     async with connect(cli, seconds) as client:
         already = await end_test(cli, client, fot_id)
     cli.emit({"fot": fot_id} | ({"already": True} if already else {}), f"{fot_id}: stopped")
+
+
+@verb(group=fot)
+@click.argument("fot_id", metavar="ID")
+@click.option("--rate", metavar="50MiB|none", help="Bytes per second that are copied at most.")
+@click.option("--stop", "stopped", flag_value="stop", help="Copy no more.")
+@click.option("--resume", "stopped", flag_value="resume", help="Copy on.")
+@click.option("--wait", "wait_", is_flag=True, help="Until all is copied.")
+@timeout_option(600)
+async def hydrate(
+    cli: Cli, fot_id: str, rate: str | None, stopped: str | None, wait_: bool, seconds: float
+) -> None:
+    """Say how fast what the test ID needs of the journal is copied beside it; nothing given: how far that is."""
+    check_name(fot_id, "fail-over test")
+    endpoints = read_endpoints(cli.state_dir)
+    if rate is not None or stopped is not None:
+        async with connect(cli, seconds) as client:
+            command = client.new(
+                cmd.SetHydration,
+                fot=fot_id,
+                stopped=None if stopped is None else stopped == "stop",
+                rate_bytes_per_second=None if rate is None else parse_rate(rate),
+            )
+            await client.ask(command, _was_set(command.id), f"hydration of {fot_id}")
+    catalogue, _ = await catalogue_of(endpoints)
+    if fot_id not in catalogue.fots or catalogue.fots[fot_id].ended:
+        raise NotFoundError(f"no fail-over test {fot_id} is open", hint="rephub fot list")
+    deadline = time.monotonic() + seconds
+    while True:
+        views = {volume: view for (name, volume), view in (await _costs(catalogue)).items() if name == fot_id}
+        if not wait_ or (views and all(view["hydration"]["state"] == "done" for view in views.values())):
+            break
+        if ended := [v for v in views.values() if v["hydration"]["state"] in ("failed", "stopped")]:
+            raise ConflictError(
+                f"{fot_id} is not hydrated: {ended[0]['hydration']['problem'] or 'it was stopped'}",
+                hint=f"rephub fot hydrate {fot_id} --resume",
+            )
+        if time.monotonic() > deadline:
+            raise DeadlineError(
+                f"{fot_id} is not hydrated after {seconds:g} s", hint="give more time with --timeout"
+            )
+        await asyncio.sleep(LOOK_SECONDS)
+    if not views:
+        raise UnavailableError(f"the diskbox that serves {fot_id} does not answer", hint="rephub status")
+    cli.emit(
+        {"fot": fot_id, "volumes": [{"volume": volume} | view for volume, view in views.items()]},
+        "\n".join(f"{volume}: {_hydrated(view['hydration'])}" for volume, view in views.items()),
+    )
+
+
+def _was_set(command_id: str) -> Callable[[ev.Record], dict[str, Any] | None]:
+    def done(event: ev.Record) -> dict[str, Any] | None:
+        return {} if isinstance(event, ev.HydrationSet) and event.command_id == command_id else None
+
+    return done
+
+
+async def _costs(catalogue: Catalogue) -> dict[tuple[str, str], dict[str, Any]]:
+    """By test and volume, from the diskboxes that answer: scratch, what is kept, hydration."""
+    urls = {box.url for box in catalogue.diskboxes.values()}
+    documents = await asyncio.gather(*(fetch(f"{url}/status", DAEMON_SECONDS) for url in urls))
+    return {
+        (view["fot"], view["volume"]): {name: view[name] for name in COSTS}
+        for document in documents
+        for view in (document or {}).get("fots", [])
+    }
+
+
+def _scratch(view: dict[str, Any]) -> str:
+    return format_bytes(view["scratch_bytes"]) if "scratch_bytes" in view else ""
+
+
+def _hydrated(hydration: dict[str, Any] | None) -> str:
+    if hydration is None:
+        return ""
+    if hydration["state"] != "running":
+        return str(hydration["state"])
+    return f"{hydration['done_events'] / hydration['total_events']:.0%}"

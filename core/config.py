@@ -121,6 +121,13 @@ class DiskboxSettings(DaemonSection):
     id: str = "diskbox1"
     capacity: int = Field(27, ge=1, le=1000, description="recovery volumes")
     scratch_bytes: ByteSize = Field(ByteSize(10 * GIB), ge=MIB, description="scratch of one fail-over test")
+    hydrate_bytes_per_second: ByteSize = Field(
+        ByteSize(64 * MIB), ge=0, description="how fast a test's part of the journal is copied; 0: no limit"
+    )
+    pins_at_limit: Literal["save", "end"] = Field(
+        "save",
+        description="a test that holds more history than asked: what is overwritten is saved for it, or it ends",
+    )
     fold_bytes_per_second: ByteSize = Field(
         ByteSize(0), ge=0, description="how fast a fail-over goes into its recovery volume; 0: no limit"
     )

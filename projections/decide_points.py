@@ -6,7 +6,7 @@ from rephub.core.errors import ConflictError, NotFoundError, PointNotAvailableEr
 from rephub.core.names import check_name
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide import POINT_KINDS, fulfilled, listed, make, not_moving, one_of, targets
-from rephub.projections.entities import Promotion, Volume
+from rephub.projections.entities import Fot, Promotion, Volume
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
@@ -102,16 +102,49 @@ def stop_fot(catalogue: Catalogue, command: cmd.StopFot, now: int) -> ev.Record:
     Raises:
         NotFoundError: unknown test; the hint lists those that are open.
     """
-    fot = catalogue.fots.get(check_name(command.fot, "fail-over test"))
-    if fot is None:
-        open_fots = [other.name for other in catalogue.fots.values() if not other.ended]
-        raise NotFoundError(
-            f"no fail-over test {command.fot}", hint=listed(open_fots, "open fail-over tests")
-        )
+    fot = _test(catalogue, command.fot)
     if fot.ended or fot.state == "stopping":
         return fulfilled(catalogue, command, now, {"fot": fot.name, "ended": fot.ended})
     return make(
         catalogue, ev.FotStopRequested, now, command.id, fot.name, command_id=command.id, fot=fot.name
+    )
+
+
+def _test(catalogue: Catalogue, name: str) -> Fot:
+    fot = catalogue.fots.get(check_name(name, "fail-over test"))
+    if fot is None:
+        open_fots = [other.name for other in catalogue.fots.values() if not other.ended]
+        raise NotFoundError(f"no fail-over test {name}", hint=listed(open_fots, "open fail-over tests"))
+    return fot
+
+
+def set_hydration(catalogue: Catalogue, command: cmd.SetHydration, now: int) -> ev.Record:
+    """Change how fast a test's part of the journal is copied.
+
+    Raises:
+        NotFoundError: unknown test; the hint lists those that are open.
+        ConflictError: it is over.
+        UsageError: a negative rate, or no change at all.
+    """
+    fot = _test(catalogue, command.fot)
+    if fot.ended:
+        raise ConflictError(f"fail-over test {fot.name} is {fot.state}", hint="rephub fot list")
+    if command.stopped is None and command.rate_bytes_per_second is None:
+        raise UsageError("neither a rate nor a stop", hint="--rate, --stop or --resume")
+    rate = fot.hydration_rate if command.rate_bytes_per_second is None else command.rate_bytes_per_second
+    if rate is not None and rate < 0:
+        raise UsageError(f"a rate of {rate} bytes a second")
+    stopped = fot.hydration_stopped if command.stopped is None else command.stopped
+    return make(
+        catalogue,
+        ev.HydrationSet,
+        now,
+        command.id,
+        fot.name,
+        command_id=command.id,
+        fot=fot.name,
+        stopped=stopped,
+        rate_bytes_per_second=rate,
     )
 
 

@@ -40,6 +40,7 @@ _DECISIONS: dict[type[Any], Callable[[Catalogue, Any, int], ev.Record]] = {
     cmd.DeleteCheckpoint: decide_checkpoint.delete_checkpoint,
     cmd.StartFot: decide_points.start_fot,
     cmd.StopFot: decide_points.stop_fot,
+    cmd.SetHydration: decide_points.set_hydration,
     cmd.Promote: decide_points.promote,
     cmd.CancelPromote: decide_points.cancel_promote,
     cmd.Failover: decide_failover.failover,

@@ -287,6 +287,13 @@ class Fot:
     """The hub gives up waiting for the start after this; 0: never."""
     event_id: str = ""
     command_id: str = ""
+    hydration_stopped: bool = False
+    hydration_rate: int | None = None
+    """Bytes a second; 0: no limit; None: nobody has said, the diskbox's own."""
+    hydration_id: str = ""
+    """The HydrationSet that said so."""
+    full: list[str] = field(default_factory=list)
+    """Volumes whose scratch has been at its limit."""
 
     @property
     def ended(self) -> bool:

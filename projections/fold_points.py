@@ -99,6 +99,18 @@ def _fot_stopped(catalogue: Catalogue, event: ev.FotStopped) -> None:
     prune(catalogue.fots)
 
 
+def _hydration_set(catalogue: Catalogue, event: ev.HydrationSet) -> None:
+    fot = _fot(catalogue, event.fot, "requested", "started", "stopping")
+    fot.hydration_stopped, fot.hydration_rate = event.stopped, event.rate_bytes_per_second
+    fot.hydration_id = event.id
+
+
+def _scratch_full(catalogue: Catalogue, event: ev.FotScratchFull) -> None:
+    fot = _fot(catalogue, event.fot, "started", "stopping")
+    if event.volume not in fot.full:
+        fot.full.append(event.volume)
+
+
 def _promote_requested(catalogue: Catalogue, event: ev.PromoteRequested) -> None:
     if event.promotion in catalogue.promotions:
         raise ConflictError(f"promotion {event.promotion} exists")
@@ -201,6 +213,8 @@ FOLDS: dict[type[Any], Callable[[Catalogue, Any], None]] = {
     ev.FotDetached: _fot_detached,
     ev.FotStopRequested: _fot_stop_requested,
     ev.FotStopped: _fot_stopped,
+    ev.HydrationSet: _hydration_set,
+    ev.FotScratchFull: _scratch_full,
     ev.PromoteRequested: _promote_requested,
     ev.PromotePlanned: _promote_planned,
     ev.PromoteStarted: _promote_started,

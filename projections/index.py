@@ -31,6 +31,7 @@ DATA = 0
 ZERO = 1
 RECOVERY = 2
 SCRATCH = 3
+KEPT = 4
 """Kinds of `Piece`: where the bytes of a piece are."""
 
 Rows = Iterable[tuple[int, int, int, int]]
@@ -41,7 +42,7 @@ class Piece(NamedTuple):
     """Part of a read: `length` bytes from `start` on are to be had from one place.
 
     DATA: in the event at `journal_offset`, `delta` bytes after the start of its data. ZERO: zeroes. RECOVERY: in the
-    recovery volume. SCRATCH: in the scratch of a view.
+    recovery volume. SCRATCH: in the scratch of a view. KEPT: in what was kept for a view of the recovery volume.
     """
 
     start: int
@@ -169,6 +170,12 @@ class Segment:
                 int(self.kinds[row]),
             )
 
+    def extents(self, first_exclusive: int, last_inclusive: int) -> npt.NDArray[np.int64]:
+        """(start, end) of the events in (first, last]."""
+        chosen = visible(self.offsets.astype(np.int64) + self.base, first_exclusive, last_inclusive)
+        starts = self.starts[chosen]
+        return np.column_stack((starts, starts + self.lengths[chosen]))
+
     def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
         """Events and bytes in (first, last]."""
         chosen = visible(self.offsets.astype(np.int64) + self.base, first_exclusive, last_inclusive)
@@ -223,6 +230,15 @@ class _Open:
                 journal_offset = self.offsets[row]
                 if visible(journal_offset, applied_offset, last_offset):
                     yield journal_offset, first, first + self.lengths[row], self.kinds[row]
+
+    def extents(self, first_exclusive: int, last_inclusive: int) -> npt.NDArray[np.int64]:
+        """(start, end) of the events in (first, last]."""
+        chosen = [
+            (start, start + length)
+            for offset, start, length in zip(self.offsets, self.starts, self.lengths, strict=True)
+            if visible(offset, first_exclusive, last_inclusive)
+        ]
+        return np.array(chosen, np.int64).reshape(-1, 2)
 
     def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
         """Events and bytes in (first, last]."""
@@ -330,6 +346,23 @@ class Index:
         pieces.extend(Piece(low, high - low, RECOVERY) for low, high in unclaimed.holes())
         pieces.sort()
         return pieces
+
+    def touched(self, first_exclusive: int, last_inclusive: int, granule_bytes: int) -> list[tuple[int, int]]:
+        """Which parts of the volume the events in (first, last] change, both above applied.
+
+        Returns:
+            (start, end) of runs of whole granules, ascending, with something between them.
+        """
+        parts = [segment.extents(first_exclusive, last_inclusive) for segment in self._newest_first()]
+        extents = np.concatenate([np.empty((0, 2), np.int64), *parts])
+        if not len(extents):
+            return []
+        extents = extents[np.argsort(extents[:, 0], kind="stable")]
+        starts = extents[:, 0] // granule_bytes * granule_bytes
+        reach = np.maximum.accumulate(-(-extents[:, 1] // granule_bytes) * granule_bytes)
+        begins = np.concatenate(([True], starts[1:] > reach[:-1]))
+        ends = np.concatenate((begins[1:], [True]))
+        return list(zip(starts[begins].tolist(), reach[ends].tolist(), strict=True))
 
     def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
         """How many events, and how many bytes they change, lie in (first, last]; both above applied."""

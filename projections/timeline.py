@@ -298,6 +298,11 @@ class Timeline:
         index = bisect_right(self._sizes, journal_offset, key=lambda size: size[0]) - 1
         return self._sizes[max(index, 0)][1]
 
+    def smallest_size(self, first_offset: int, last_offset: int) -> int:
+        """The least that the volume was at any point of [first, last], bytes."""
+        between = [size for offset, size in self._sizes if first_offset < offset <= last_offset]
+        return min([self.size_at(first_offset), *between])
+
     def checkpoint_offset(self, name: str) -> int | None:
         """Where the checkpoint is; None: not in the window."""
         return self._named.get(name)

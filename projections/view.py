@@ -121,24 +121,27 @@ _SCAN_BLOCKS = 1 << 20
 """Looked at in one go when the next run is sought: 4 GiB of the volume."""
 
 
-def plan(start: int, length: int, scratch: BlockMap | None, lookup: Lookup) -> list[Piece]:
-    """Where each byte of a read is: the scratch wins over the journal, the journal over the recovery volume.
+def plan(
+    start: int, length: int, overlay: BlockMap | None, lookup: Lookup, kind: int = SCRATCH
+) -> list[Piece]:
+    """Where each byte of a read is: an overlay wins over what lies below.
 
     Args:
         start: first byte.
         length: bytes, more than 0.
-        scratch: of the view; None where it is read-only.
-        lookup: `Index.lookup` at the view's point.
+        overlay: of the view; None: there is none.
+        lookup: of what lies below: `Index.lookup` at the view's point, or a plan of its own.
+        kind: of pieces that the overlay holds.
 
     Returns:
         Pieces in ascending order that cover the range.
     """
-    if scratch is None:
+    if overlay is None:
         return lookup(start, length)
     pieces: list[Piece] = []
-    for run_start, run_length, state in scratch.runs(start, length):
+    for run_start, run_length, state in overlay.runs(start, length):
         if state == HELD:
-            pieces.append(Piece(run_start, run_length, SCRATCH))
+            pieces.append(Piece(run_start, run_length, kind))
         elif state == ZEROED:
             pieces.append(Piece(run_start, run_length, ZERO))
         else:

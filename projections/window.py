@@ -28,6 +28,10 @@ CUT_SHARE = 0.9
 """A window is called cut below this share of what was asked, and whole again at all of it: no flapping in between."""
 
 
+_FOR_EVER = 1 << 40
+"""Seconds."""
+
+
 def due(journal_offset: int, last_offset: int) -> bool:
     """Whether an event is to be applied when everything up to `last_offset` (inclusive) is."""
     return journal_offset <= last_offset
@@ -49,6 +53,17 @@ def floor_target(timeline: Timeline, history: History, pins: Collection[int]) ->
         wanted = _trailing(timeline, history)
     wanted = min([wanted, *pins])
     return max(floor, _outside_gap(timeline, wanted, floor))
+
+
+def forced_floor(timeline: Timeline, history: History, pins: Collection[int]) -> int:
+    """Where the byte limit alone puts the floor, whatever time was asked for.
+
+    Args:
+        timeline: of the volume.
+        history: what is asked for.
+        pins: points that must not be passed all the same.
+    """
+    return floor_target(timeline, History(_FOR_EVER, history.bytes), pins)
 
 
 def is_cut(timeline: Timeline, history: History, target: int) -> bool:

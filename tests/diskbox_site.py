@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from journal_model import JournalModel
+from rephub.consumers.diskbox.fots import Limits
 from rephub.consumers.diskbox.service import Diskbox
 from rephub.consumers.diskbox.status import status_document
 from rephub.core.bitmap.memory import MemoryBitmapStore
@@ -32,7 +33,7 @@ class DiskboxSite:
         self.bitmaps = MemoryBitmapStore()
         self.box = "box"
         self.options = {
-            "scratch_bytes": 1 << 30,
+            "limits": Limits(1 << 30, 0, save=True),
             "capacity": 27,
             "pace_seconds": 0.0,
             "detach_seconds": 0.2,

@@ -22,6 +22,9 @@ IO_THREADS = 16
 """For all recovery volumes and scratches: enough for a deep queue on one disk, few enough to be cheap."""
 _threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="diskbox-io")
 
+READ_NOW_BYTES_MAX = 256 << 10
+"""Copied out of the page cache in the loop at most: some 30 µs; a thread takes that long to begin."""
+
 _HINTS = {
     errno.ENOSPC: "free space there; it goes on by itself",
     errno.EDQUOT: "raise the quota; it goes on by itself",
@@ -110,6 +113,22 @@ class ThreadedFile:
         self._users = 0
         self._closing = False
         self._lock = threading.Lock()
+        self._can_read_now = True
+
+    def read_now(self, start: int, length: int) -> bytearray | None:
+        """`length` bytes from the page cache, without a thread; None: not all of them are there (preadv2, RWF_NOWAIT)."""
+        if not self._can_read_now or length > READ_NOW_BYTES_MAX or self._closing:
+            return None
+        data = bytearray(length)
+        try:
+            count = os.preadv(self._descriptor, [data], start, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # The file system cannot tell; another error is found again by whoever reads in a thread.
+            self._can_read_now = False
+            return None
+        return data if count == length else None
 
     async def run(
         self, function: Callable[Concatenate[int, _P], _T], *args: _P.args, **kwargs: _P.kwargs

@@ -70,6 +70,8 @@ class FotJobs:
         if fot.state == "requested" and not is_open:
             self._jobs.once(("fot", fot.name), functools.partial(self._start, fot))
         elif fot.state in ("started", "stopping") and not starting:
+            if is_open:
+                self._round_of_open(fot)
             if not is_open and fot.views and (fot.state == "started" or fot.redirected):
                 # Also for a VM that is to let go of it: it may have writes under way.
                 self._jobs.once(("fot-again", fot.name), functools.partial(self._resume, fot))
@@ -77,6 +79,33 @@ class FotJobs:
                 self._jobs.once(("unfot", fot.name), functools.partial(self._stop, fot, "stopped"))
         elif fot.ended and is_open and not starting:
             self._jobs.once(("unfot", fot.name), functools.partial(self._fots.stop, fot.name))
+
+    def _round_of_open(self, fot: Fot) -> None:
+        """Hydrate at the pace that is asked for; say what its user cannot know."""
+        if fot.state == "started":
+            key = ("hydrate", fot.name, fot.hydration_id)
+            self._jobs.once(key, functools.partial(self._fots.hydrate, fot))
+        for name in fot.volumes:
+            limit = self._fots.full.get((fot.name, name))
+            if limit is not None and name not in fot.full:
+                self._jobs.once(
+                    ("full", fot.name, name), functools.partial(self._tell_full, fot, name, limit)
+                )
+        reason = self._fots.forced.get(fot.name)
+        if reason is not None:
+            self._jobs.once(("unfot", fot.name), functools.partial(self._stop, fot, reason))
+
+    async def _tell_full(self, fot: Fot, volume: str, limit: int) -> None:
+        cause = f"{fot.event_id}/{volume}"
+        await self._facts.tell(
+            ev.FotScratchFull,
+            cause,
+            fot.name,
+            fot.command_id,
+            fot=fot.name,
+            volume=volume,
+            scratch_bytes=limit,
+        )
 
     async def _start(self, fot: Fot) -> None:
         try:

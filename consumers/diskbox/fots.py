@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rephub.consumers.diskbox.files import short_name, storage_errors
+from rephub.consumers.diskbox.hydrator import Hydrator, Pace
+from rephub.consumers.diskbox.kept import Kept, kept_upto
 from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.view import View
 from rephub.consumers.diskbox.volume import BoxVolume
-from rephub.core.errors import ConflictError, NotFoundError
+from rephub.core.errors import ConflictError, NotFoundError, RequestError, StorageError
 from rephub.core.nbd.server import NbdServer
 from rephub.core.nbd.uri import unix_uri
 from rephub.projections.entities import Checkpoint, Fot
@@ -37,9 +40,20 @@ class OpenFot:
     server: NbdServer
     directory: Path
     socket: Path
+    pace: Pace
     views: dict[str, View] = field(default_factory=dict)
     pinned: list[Projector] = field(default_factory=list)
     items: tuple[ViewItem, ...] = ()
+
+    def status(self) -> list[dict[str, Any]]:
+        """Its views, for `/status`."""
+        return [
+            {
+                "fot": self.name, "volume": item.volume, "offset": item.offset, "uri": item.uri,
+                **self.views[item.volume].status(), "rate_bytes_per_second": self.pace.bytes_per_second,
+            }
+            for item in self.items
+        ]  # fmt: skip
 
 
 def projector_of(volumes: Mapping[str, BoxVolume], name: str) -> Projector:
@@ -87,24 +101,41 @@ async def resolve_point(
     return {name: (projectors[name], resolved[name]) for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a test may cost; `scratch_bytes` is also what may be kept for one of its views."""
+
+    scratch_bytes: int
+    hydrate_bytes_per_second: int
+    """0: no limit."""
+    save: bool
+    """When the history's limit forces the floor past a test: save what is overwritten, or end the test."""
+
+
 class Fots:
     """The tests of one diskbox.
 
     Args:
         directory: for scratches, `fots/`.
         socket_directory: for sockets; short.
-        scratch_bytes: limit of one scratch.
+        limits: of each.
         volumes: by name; shared with the diskbox.
     """
 
     def __init__(
-        self, directory: Path, socket_directory: Path, scratch_bytes: int, volumes: Mapping[str, BoxVolume]
+        self, directory: Path, socket_directory: Path, limits: Limits, volumes: Mapping[str, BoxVolume]
     ) -> None:
         self._directory = directory
         self._socket_directory = socket_directory
-        self._scratch_bytes = scratch_bytes
+        self._limits = limits
         self._volumes = volumes
         self.open: dict[str, OpenFot] = {}
+        self.full: dict[tuple[str, str], int] = {}
+        """(test, volume) whose scratch refused a write: the limit in bytes."""
+        self.forced: dict[str, str] = {}
+        """Tests that cannot go on because the history's limit takes what they show: the reason."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `full` or `forced` has grown."""
 
     def remove_leftovers(self, tests: Iterable[Fot]) -> None:
         """Delete the scratches of a former process, but for those of the tests. Raises StorageError."""
@@ -122,9 +153,15 @@ class Fots:
             if (
                 view["volume"] == box.name
                 and projector is not None
-                and projector.floor_offset <= view["offset"]
+                and projector.floor_offset
+                <= (
+                    held := max(
+                        view["offset"], kept_upto(self._directory / short_name(fot.name), box.name) or 0
+                    )
+                )
             ):
-                projector.pin(_holder(fot.name), view["offset"])
+                # It gives way again once it is open.
+                projector.pin(_holder(fot.name), held)
 
     def unpin(self, fot: Fot) -> None:
         """A test that is not open holds nothing."""
@@ -156,7 +193,8 @@ class Fots:
             name = view["volume"]
             projector = projector_of(self._volumes, name)
             await projector.catch_up()
-            check_available(projector.timeline, view["offset"])
+            if projector.floor_offset <= view["offset"]:
+                check_available(projector.timeline, view["offset"])
             points[name] = projector, Resolved(view["offset"], view["captured_at"], view["checkpoint"])
         await self._serve(fot, points, again=True)
 
@@ -166,16 +204,14 @@ class Fots:
         """The points are pinned. Raises: as `start` and `resume`."""
         digest = short_name(fot.name)
         socket = self._socket_directory / f"fot-{digest}"
-        opened = OpenFot(fot.name, NbdServer(), self._directory / digest, socket)
+        pace = Pace(self._limits.hydrate_bytes_per_second)
+        opened = OpenFot(fot.name, NbdServer(), self._directory / digest, socket, pace)
         opened.pinned = [projector for projector, _ in points.values()]
         try:
             with storage_errors("create", opened.directory):
                 opened.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for name, (projector, resolved) in points.items():
-                scratch = None
-                if not fot.read_only:
-                    scratch = await self._scratch(fot, opened, name, points[name], again=again)
-                opened.views[name] = View(projector, resolved.offset, scratch)
+            for name in points:
+                opened.views[name] = await self._view(fot, opened, name, points[name], again=again)
                 opened.server.add_export(opened.views[name])
             await opened.server.listen_unix(socket)
         except BaseException:
@@ -189,22 +225,85 @@ class Fots:
             for name, (_, resolved) in points.items()
         )  # fmt: skip
         self.open[fot.name] = opened
+        for name, (projector, _) in points.items():
+            self._give_way_for(opened, name, projector)
         return opened.items
 
-    async def _scratch(
+    async def _view(
         self, fot: Fot, opened: OpenFot, name: str, point: tuple[Projector, Resolved], *, again: bool
-    ) -> Overlay:
+    ) -> View:
+        """A view with its files; nothing is left open if it fails."""
         projector, resolved = point
-        identity = {
-            "fot": fot.name, "volume": name, "offset": resolved.offset,
-            "point": await projector.source.identity_at(resolved.offset),
-        }  # fmt: skip
+        directory, offset, limit = opened.directory, resolved.offset, self._limits.scratch_bytes
+        identity: dict[str, Any] = {"fot": fot.name, "volume": name, "offset": offset}
+        if projector.floor_offset <= offset:
+            identity["point"] = await projector.source.identity_at(offset)
+        kept = Kept(projector, directory, name, offset, limit, identity)
         if again:
-            return Overlay.reopen(opened.directory, name, self._scratch_bytes, identity, durable=False)
-        size_bytes = projector.timeline.size_at(resolved.offset)
-        return Overlay.create(
-            opened.directory, name, size_bytes, self._scratch_bytes, identity, durable=False
+            kept.reopen()
+        scratch: Overlay | None = None
+        try:
+            if projector.floor_offset > kept.upto:
+                check_available(projector.timeline, offset)
+            if again and not fot.read_only:
+                scratch = Overlay.reopen(directory, name, limit, identity, durable=False)
+            elif not fot.read_only:
+                scratch = Overlay.create(directory, name, kept.size_bytes, limit, identity, durable=False)
+        except BaseException:
+            kept.close()
+            raise
+        view = View(projector, offset, scratch, kept)
+        view.on_full = lambda: self._note_full(fot.name, name, limit)
+        view.hydrator = Hydrator(
+            projector, offset, kept.size_bytes, directory / f"{name}.hydrated", opened.pace
         )
+        return view
+
+    def _note_full(self, fot: str, volume: str, limit: int) -> None:
+        if (fot, volume) not in self.full:
+            self.full[fot, volume] = limit
+            self.on_change()
+
+    def _give_way_for(self, opened: OpenFot, name: str, projector: Projector) -> None:
+        """From now on the view lets the floor pass its point, or ends, when the history's limit forces that."""
+        view = opened.views[name]
+        kept = view.kept
+        assert kept is not None
+
+        async def give_way(floor_offset: int) -> None:
+            problem = "the history's limit was reached, and pins_at_limit is end"
+            if self._limits.save:
+                try:
+                    await view.keep_upto(floor_offset)
+                except (StorageError, RequestError) as exc:
+                    problem = f"the history's limit was reached: {exc.message}"
+                else:
+                    log.info(
+                        "fot=%s volume=%s kept=%d upto=%d", opened.name, name, kept.kept_bytes, kept.upto
+                    )
+                    projector.pin(_holder(opened.name), kept.upto, give_way)
+                    return
+            if opened.name not in self.forced:
+                log.warning("fot=%s volume=%s ends: %s", opened.name, name, problem)
+                self.forced[opened.name] = problem
+                self.on_change()
+
+        projector.pin(_holder(opened.name), kept.upto, give_way)
+
+    async def hydrate(self, fot: Fot) -> None:
+        """Copy what the open test needs of the journal beside it, as fast as is asked for."""
+        opened = self.open.get(fot.name)
+        if opened is None:
+            return
+        rate = fot.hydration_rate
+        opened.pace.bytes_per_second = self._limits.hydrate_bytes_per_second if rate is None else rate
+        opened.pace.stopped = fot.hydration_stopped
+        for view in opened.views.values():
+            assert view.hydrator is not None
+            if fot.hydration_stopped:
+                await view.hydrator.stop()
+            else:
+                view.hydrator.start()
 
     async def stop(self, name: str) -> None:
         """Close a test, delete its scratch, let its pins go; no error if it is not open."""
@@ -218,14 +317,12 @@ class Fots:
             _, opened = self.open.popitem()
             await opened.server.close()
             for view in opened.views.values():
-                if view.scratch is not None:
-                    view.scratch.close()
+                await view.close(discard=False)
 
     async def _close(self, opened: OpenFot) -> None:
         await opened.server.close()
         for view in opened.views.values():
-            if view.scratch is not None:
-                view.scratch.discard()
+            await view.close(discard=True)
         shutil.rmtree(opened.directory, ignore_errors=True)
         for projector in opened.pinned:
             projector.unpin(_holder(opened.name))

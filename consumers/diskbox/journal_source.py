@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from rephub.consumers.diskbox.applier import Event
 from rephub.core.codec import decode_journal
@@ -14,6 +15,11 @@ from rephub.schemas.journal import SyncData, Write
 
 CACHE_BYTES_MAX = 32 << 20
 """Of one volume; 27 volumes make 864 MiB at most."""
+
+NEAR_OFFSETS = 64
+"""Events that are not farther apart likely lie in one batch of the log, which comes as a whole."""
+FETCHES_MAX = 8
+"""Under way for one read of a view."""
 
 
 def decode(record: StoredRecord) -> Event:
@@ -56,6 +62,30 @@ class JournalSource:
         if not isinstance(record, (Write, SyncData)):
             raise IntegrityError(f"the journal holds a {type(record).__name__} at offset {journal_offset}")
         return memoryview(record.data)
+
+    async def data_of(self, journal_offsets: Iterable[int]) -> dict[int, memoryview]:
+        """As `data`, of several events; those that lie near each other come with one fetch. Raises: as `data`."""
+        offsets = sorted(set(journal_offsets))
+        if len(offsets) == 1:
+            return {offsets[0]: await self.data(offsets[0])}
+        found: dict[int, memoryview] = {}
+        begins = [
+            number
+            for number, offset in enumerate(offsets)
+            if not number or offset - offsets[number - 1] > NEAR_OFFSETS
+        ]
+        runs = [
+            offsets[first:next_] for first, next_ in zip(begins, [*begins[1:], len(offsets)], strict=True)
+        ]
+        gate = asyncio.Semaphore(FETCHES_MAX)
+
+        async def read(run: list[int]) -> None:
+            async with gate:
+                for offset in run:
+                    found[offset] = await self.data(offset)
+
+        await asyncio.gather(*map(read, runs))
+        return found
 
     async def events(self, first_offset: int, bytes_max: int) -> list[Event]:
         """Decoded records from an offset on; does not fill the cache.

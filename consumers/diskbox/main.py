@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import uvloop
 from aiohttp import web
 
+from rephub.consumers.diskbox.fots import Limits
 from rephub.consumers.diskbox.service import Diskbox
 from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.core.bitmap.redis import RedisBitmapStore
@@ -90,7 +91,11 @@ async def _diskbox(settings: Settings) -> AsyncIterator[Diskbox]:
             store,
             control,
             bitmaps,
-            scratch_bytes=settings.diskbox.scratch_bytes,
+            limits=Limits(
+                settings.diskbox.scratch_bytes,
+                settings.diskbox.hydrate_bytes_per_second,
+                save=settings.diskbox.pins_at_limit == "save",
+            ),
             capacity=settings.diskbox.capacity,
             move_host=settings.diskbox.move_host,
             fold_bytes_per_second=settings.diskbox.fold_bytes_per_second,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors, sync_directory, write_durably
-from rephub.consumers.diskbox.recovery import read_at, write_at, zero_range
+from rephub.consumers.diskbox.recovery import read_at, read_file, write_at, zero_range
 from rephub.core.documents import checksum, parse_object
 from rephub.core.errors import ConflictError, NotFoundError, StorageError
 from rephub.projections.view import BLOCK_BYTES, FOLDED, HELD, ZEROED, BlockMap
@@ -185,10 +185,9 @@ class Overlay:
         )
         return blocks * BLOCK_BYTES <= self.bytes_max
 
-    async def pread(self, start: int, length: int) -> bytes:
+    async def pread(self, start: int, length: int) -> bytes | bytearray:
         """What HELD blocks hold. Raises StorageError."""
-        with storage_errors("read", self._data_path):
-            return await self._data.run(read_at, start, length)
+        return await read_file(self._data, self._data_path, start, length)
 
     async def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole blocks; they are HELD when this returns. Raises StorageError."""

@@ -25,7 +25,7 @@ from rephub.projections.head import Head
 from rephub.projections.index import Index
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.projections.timeline import Timeline
-from rephub.projections.window import History, due, floor_target, is_cut
+from rephub.projections.window import History, due, floor_target, forced_floor, is_cut
 from rephub.schemas.journal import Digest
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ REOPEN_SECONDS = 10.0
 """Between two tries after any other I/O error."""
 CATCH_UP_SECONDS = 30.0
 """How long whoever asks for a point waits for the follower to reach the head."""
+
+
+GiveWay = Callable[[int], Awaitable[None]]
 
 
 class Projector:
@@ -79,6 +82,7 @@ class Projector:
         self.source = JournalSource(reader)
         self.changed = Signal()
         self.pins: dict[str, int] = {}
+        self._yielding: dict[str, GiveWay] = {}
         self.on_digest: Callable[[int, Digest], None] | None = None
         """Called with each digest of the current attachment in the loop turn in which it is read: it may pin its offset."""
         self.divergence: IntegrityError | None = None
@@ -286,6 +290,7 @@ class Projector:
     async def _advance(self) -> bool:
         """Let the floor rise as far as it may and apply up to there; whether anything was done."""
         await self._check_room()
+        await self._pass_pins()
         target = self._target()
         # Read before the floor rises: a record that cannot be read any more is to cost no point below it.
         ahead = await self._events_due(target)
@@ -321,6 +326,16 @@ class Projector:
             if self._frozen_at is not None and self._rate:
                 await asyncio.sleep(sum(_data_bytes(record) for _, record in events) / self._rate)
         return moved
+
+    async def _pass_pins(self) -> None:
+        """Where the byte limit forces the floor past pins that can give way, have them do so."""
+        if self._frozen_at is not None or not self._yielding:
+            return
+        firm = [point for holder, point in self.pins.items() if holder not in self._yielding]
+        forced = forced_floor(self.timeline, self.history, firm)
+        for holder, give_way in list(self._yielding.items()):
+            if self.pins.get(holder, forced) < forced:
+                await give_way(forced)
 
     def _target(self) -> int:
         """Where the floor may rise to now."""
@@ -408,12 +423,23 @@ class Projector:
         except StorageError as exc:
             log.warning("volume=%s reopen_failed error=%s", self.volume, exc.message)
 
-    def pin(self, holder: str, journal_offset: int) -> None:
-        """Hold the floor at or below a point until `unpin`; the caller has just resolved the point."""
+    def pin(self, holder: str, journal_offset: int, give_way: GiveWay | None = None) -> None:
+        """Hold the floor at or below a point until `unpin`; the caller has just resolved the point.
+
+        Args:
+            holder: its name; one pin each.
+            journal_offset: the point.
+            give_way: called with an offset when the history's byte limit forces the floor up to there, before anything
+                beyond the point is applied. It pins a higher point, or sees to it that the pin goes. None: the pin holds
+                whatever comes.
+        """
         self.pins[holder] = journal_offset
+        if give_way is not None:
+            self._yielding[holder] = give_way
 
     def unpin(self, holder: str) -> None:
         """Let go; no error if there is no such pin."""
+        self._yielding.pop(holder, None)
         if self.pins.pop(holder, None) is not None:
             self.changed.notify()
 

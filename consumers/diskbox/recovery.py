@@ -40,7 +40,7 @@ class RecoveryVolume(Protocol):
     async def resize(self, size_bytes: int) -> None:
         """Grow with zeroes, or cut."""
 
-    async def pread(self, start: int, length: int) -> bytes:
+    async def pread(self, start: int, length: int) -> bytes | bytearray:
         """Exactly `length` bytes; what lies beyond the end reads as zeroes."""
 
     async def write(self, writes: Sequence[DeviceWrite]) -> None:
@@ -96,10 +96,9 @@ class RawFile:
         with storage_errors("resize", self._path):
             await self._file.run(os.ftruncate, size_bytes)
 
-    async def pread(self, start: int, length: int) -> bytes:
+    async def pread(self, start: int, length: int) -> bytes | bytearray:
         """See `RecoveryVolume.pread`."""
-        with storage_errors("read", self._path):
-            return await self._file.run(read_at, start, length)
+        return await read_file(self._file, self._path, start, length)
 
     async def write(self, writes: Sequence[DeviceWrite]) -> None:
         """See `RecoveryVolume.write`."""
@@ -125,6 +124,15 @@ class RawFile:
     async def close(self) -> None:
         """See `RecoveryVolume.close`."""
         self._file.close()
+
+
+async def read_file(file: ThreadedFile, path: Path, start: int, length: int) -> bytes | bytearray:
+    """Exactly `length` bytes from `start` on, zeroes beyond the end. Raises StorageError."""
+    data = file.read_now(start, length)
+    if data is not None:
+        return data
+    with storage_errors("read", path):
+        return await file.run(read_at, start, length)
 
 
 def check_free(path: Path) -> None:

@@ -24,7 +24,7 @@ from rephub.consumers.diskbox.failback import Failbacks
 from rephub.consumers.diskbox.failover_jobs import FailoverJobs
 from rephub.consumers.diskbox.failovers import Failovers
 from rephub.consumers.diskbox.fot_jobs import FotJobs
-from rephub.consumers.diskbox.fots import Fots
+from rephub.consumers.diskbox.fots import Fots, Limits
 from rephub.consumers.diskbox.jobs import Jobs
 from rephub.consumers.diskbox.mirror import mirror
 from rephub.consumers.diskbox.moves import Moves
@@ -68,7 +68,7 @@ class Diskbox:
         store: of the journals.
         control: log of the control plane, started.
         bitmaps: for acks, leases and mirrored pins; may be away.
-        scratch_bytes: limit of one scratch.
+        limits: of fail-over tests.
         capacity: volumes it takes.
         crash_point, pace_seconds, detach_seconds: see where they go.
         move_host: address on which moves are served; empty: a unix socket.
@@ -83,7 +83,7 @@ class Diskbox:
         control: ControlLog,
         bitmaps: BitmapStore,
         *,
-        scratch_bytes: int,
+        limits: Limits,
         capacity: int,
         crash_point: CrashPoint = go_on,
         pace_seconds: float = PACE_SECONDS,
@@ -102,7 +102,8 @@ class Diskbox:
         self._life = str(uuid.uuid4())
         self._store, self._control, self._bitmaps = store, control, bitmaps
         self._facts = Facts(control, name)
-        self.fots = Fots(self.directory / "fots", self.sockets, scratch_bytes, self.volumes)
+        self.fots = Fots(self.directory / "fots", self.sockets, limits, self.volumes)
+        self.fots.on_change = self._wake
         self._folded = Signal()
         self._ownership = Ownership(name, self.catalogue, control, self._folded)
         self.promotions = Promotions(

@@ -36,11 +36,7 @@ def status_document(diskbox: Diskbox) -> dict[str, Any]:
             for name, (done, total) in diskbox.promotions.progress.items()
         ],
         "failovers": diskbox.failovers.status(),
-        "fots": [
-            {"fot": fot.name, "volume": item.volume, "offset": item.offset, "uri": item.uri}
-            for fot in diskbox.fots.open.values()
-            for item in fot.items
-        ],
+        "fots": [view for fot in diskbox.fots.open.values() for view in fot.status()],
     }
 
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from rephub.consumers.diskbox.files import is_full
+from rephub.consumers.diskbox.hydrator import GoneError, Hydrator
+from rephub.consumers.diskbox.kept import Kept
 from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
 from rephub.core.errors import IntegrityError, NotFoundError, RequestError, StorageError, UnavailableError
 from rephub.core.nbd.export import Buffer, ExportInfo, Extents
-from rephub.projections.index import DATA, RECOVERY, SCRATCH, Piece
-from rephub.projections.view import BLOCK_BYTES, allocation, plan, zero_parts
+from rephub.projections.index import DATA, KEPT, RECOVERY, SCRATCH, Piece
+from rephub.projections.view import BLOCK_BYTES, Lookup, allocation, plan, zero_parts
 
 PLANS_MAX = 5
 """Times a read is planned anew because the projector applied what it was about to fetch."""
@@ -38,6 +41,16 @@ def request_errors() -> Iterator[None]:
         raise RequestError(exc.message, errno=errno.ENOSPC if is_full(exc) else errno.EIO) from exc
 
 
+class Place(Protocol):
+    """A file, or what is like one, that has the bytes of a part."""
+
+    async def pread(self, start: int, length: int) -> bytes | bytearray:
+        """Exactly `length` bytes. Raises StorageError."""
+
+
+Part = tuple[int, int, Place | memoryview | None]
+
+
 class View:
     """An `AsyncExport` of the volume at a point.
 
@@ -45,13 +58,20 @@ class View:
         projector: of the volume; the caller holds a pin at the point.
         offset: the point.
         scratch: takes writes; None: read-only.
+        kept: what was kept when the projector passed the point; None: it must not pass.
     """
 
-    def __init__(self, projector: Projector, offset: int, scratch: Overlay | None) -> None:
+    def __init__(
+        self, projector: Projector, offset: int, scratch: Overlay | None, kept: Kept | None = None
+    ) -> None:
         self.projector = projector
         self.offset = offset
         self.scratch = scratch
-        self.size_bytes = projector.timeline.size_at(offset)
+        self.hydrator: Hydrator | None = None
+        self.kept = kept
+        self.on_full: Callable[[], None] = lambda: None
+        """Called when a write is refused because the scratch is at its limit."""
+        self.size_bytes = projector.timeline.size_at(offset) if kept is None else kept.size_bytes
         self._write_lock = asyncio.Lock()
 
     @property
@@ -66,13 +86,23 @@ class View:
             multi_conn=True,
         )
 
-    async def read(self, start: int, length: int) -> bytearray:
+    async def read(self, start: int, length: int) -> Buffer:
         """The bytes at the point. Raises RequestError(EIO)."""
+        return await self._read(start, length, self._plan)
+
+    async def _read_below(self, start: int, length: int) -> Buffer:
+        """As `read`, whatever was written to the scratch."""
+        return await self._read(start, length, self._plan_below)
+
+    async def _read(self, start: int, length: int, plan_of: Lookup) -> Buffer:
         for _ in range(PLANS_MAX):
             self._check_floor()
-            pieces = self._plan(start, length)
+            floor = self.projector.floor_offset
+            pieces = plan_of(start, length)
             try:
                 data = await self._gather(pieces, start, length)
+            except GoneError:
+                continue
             except IntegrityError as exc:
                 applied = self.projector.applier.applied_offset
                 if any(piece.kind == DATA and piece.journal_offset <= applied for piece in pieces):
@@ -81,37 +111,76 @@ class View:
             except (StorageError, UnavailableError, NotFoundError) as exc:
                 raise RequestError(exc.message, errno=errno.EIO) from exc
             self._check_floor()
+            if self.projector.floor_offset > max(floor, self.offset):
+                # It passed the point meanwhile: what was in the recovery volume may be kept elsewhere now.
+                continue
             return data
-        raise RequestError("the journal is applied faster than it can be read", errno=errno.EIO)
+        raise self._too_fast()
+
+    def _too_fast(self) -> RequestError:
+        return RequestError("the journal is applied faster than it can be read", errno=errno.EIO)
 
     def _plan(self, start: int, length: int) -> list[Piece]:
+        return plan(start, length, self.scratch.map if self.scratch else None, self._plan_below)
+
+    def _plan_below(self, start: int, length: int) -> list[Piece]:
         index, offset = self.projector.index, self.offset
-        scratch_map = self.scratch.map if self.scratch else None
-        return plan(start, length, scratch_map, lambda first, count: index.lookup(first, count, offset))
+        kept_map = self.kept.map if self.kept else None
+        return plan(start, length, kept_map, lambda first, count: index.lookup(first, count, offset), KEPT)
 
     def _check_floor(self) -> None:
         floor = self.projector.floor_offset
-        if floor > self.offset:
+        if floor > (self.offset if self.kept is None else self.kept.upto):
             raise RequestError(f"the floor {floor} passed the view's point {self.offset}", errno=errno.EIO)
         if self.projector.timeline.is_spoiled(self.offset):
             raise RequestError(
                 f"an event below the view's point {self.offset} cannot be read any more", errno=errno.EIO
             )
 
-    async def _gather(self, pieces: list[Piece], start: int, length: int) -> bytearray:
+    async def _gather(self, pieces: list[Piece], start: int, length: int) -> Buffer:
+        hydrator = self.hydrator
+        cold = [
+            piece.journal_offset
+            for piece in pieces
+            if piece.kind == DATA and not (hydrator is not None and hydrator.holds(piece.journal_offset))
+        ]
+        events = await self.projector.source.data_of(cold) if cold else {}
+        parts = list(self._parts(pieces, events))
+        if len(parts) == 1:
+            return await self._read_part(*parts[0])
         out = bytearray(length)
-        for piece in pieces:
-            at = piece.start - start
-            if piece.kind == DATA:
-                data = await self.projector.source.data(piece.journal_offset)
-                out[at : at + piece.length] = data[piece.delta : piece.delta + piece.length]
-            elif piece.kind == RECOVERY:
-                out[at : at + piece.length] = await self.projector.applier.recovery.pread(
-                    piece.start, piece.length
-                )
-            elif piece.kind == SCRATCH and self.scratch is not None:
-                out[at : at + piece.length] = await self.scratch.pread(piece.start, piece.length)
+        for first, count, place in parts:
+            if place is not None:
+                out[first - start : first - start + count] = await self._read_part(first, count, place)
         return out
+
+    def _parts(self, pieces: list[Piece], events: Mapping[int, memoryview]) -> Iterator[Part]:
+        """(start, length, place) of what is read at once; a place of None has zeroes."""
+        first, count, place = 0, 0, None
+        for piece in pieces:
+            here = self._place(piece, events)
+            if count and here is place and not isinstance(here, memoryview):
+                count += piece.length
+                continue
+            if count:
+                yield first, count, place
+            first, count, place = piece.start, piece.length, here
+        yield first, count, place
+
+    def _place(self, piece: Piece, events: Mapping[int, memoryview]) -> Place | memoryview | None:
+        if piece.kind == DATA:
+            data = events.get(piece.journal_offset)
+            if data is None and self.hydrator is None:
+                raise GoneError
+            return self.hydrator if data is None else data[piece.delta : piece.delta + piece.length]
+        if piece.kind == RECOVERY:
+            return self.projector.applier.recovery
+        return {SCRATCH: self.scratch, KEPT: self.kept}.get(piece.kind)
+
+    async def _read_part(self, start: int, length: int, place: Place | memoryview | None) -> Buffer:
+        if place is None:
+            return bytes(length)
+        return place if isinstance(place, memoryview) else await place.pread(start, length)
 
     async def write(self, start: int, data: Buffer, fua: bool) -> None:  # noqa: ARG002
         """Write into the scratch; `fua` means nothing, as the scratch does not outlive the daemon."""
@@ -120,6 +189,7 @@ class View:
         first_block, next_block = start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         async with self._write_lock:
             if not scratch.has_room(first_block, next_block):
+                self.on_full()
                 raise RequestError(
                     f"the scratch limit of {scratch.bytes_max} bytes is reached", errno=errno.ENOSPC
                 )
@@ -146,6 +216,35 @@ class View:
             async with self._write_lock:
                 scratch.zero(*whole)
 
+    async def keep_upto(self, floor_offset: int) -> None:
+        """The floor is about to rise beyond the point: keep what that overwrites.
+
+        Raises:
+            StorageError, RequestError: it cannot be kept; the view must end before the floor rises.
+        """
+        assert self.kept is not None
+        await self.kept.keep(floor_offset, self.scratch.map if self.scratch else None, self._read_below)
+
+    def status(self) -> dict[str, Any]:
+        """What it costs, and how far it is hydrated."""
+        hydrator = self.hydrator
+        return {
+            "scratch_bytes": 0 if self.scratch is None else self.scratch.map.held_blocks * BLOCK_BYTES,
+            "scratch_limit_bytes": None if self.scratch is None else self.scratch.bytes_max,
+            "kept_bytes": 0 if self.kept is None else self.kept.kept_bytes,
+            "hydration": None if hydrator is None else hydrator.status(),
+        }
+
+    async def close(self, *, discard: bool) -> None:
+        """Let go of all files; `discard`: and delete them."""
+        if self.hydrator is not None:
+            await self.hydrator.close()
+        for files in (self.scratch, self.kept):
+            if files is not None and discard:
+                files.discard()
+            elif files is not None:
+                files.close()
+
     async def trim(self, start: int, length: int) -> None:
         """A hint; the content stays."""
 
@@ -155,15 +254,19 @@ class View:
     async def block_status(self, start: int, length: int) -> Extents:
         """base:allocation by scratch, journal and the holes of the recovery volume. Raises RequestError(EIO)."""
         length = min(length, STATUS_BYTES_MAX)
-        self._check_floor()
-        pieces = self._plan(start, length)
-        recovery = self.projector.applier.recovery
-        with request_errors():
-            holes = {
-                piece.start: await recovery.allocation(piece.start, piece.length)
-                for piece in pieces
-                if piece.kind == RECOVERY
-            }
-        self._check_floor()
-        extents = allocation(pieces, lambda first, _length: holes[first], self.size_bytes)
-        return [(count, HOLE_AND_ZERO if is_zero else 0) for count, is_zero in extents]
+        for _ in range(PLANS_MAX):
+            self._check_floor()
+            floor = self.projector.floor_offset
+            pieces = self._plan(start, length)
+            recovery = self.projector.applier.recovery
+            with request_errors():
+                holes = {
+                    piece.start: await recovery.allocation(piece.start, piece.length)
+                    for piece in pieces
+                    if piece.kind == RECOVERY
+                }
+            self._check_floor()
+            if self.projector.floor_offset <= max(floor, self.offset):
+                extents = allocation(pieces, lambda first, _count, found=holes: found[first], self.size_bytes)  # type: ignore[misc]
+                return [(count, HOLE_AND_ZERO if is_zero else 0) for count, is_zero in extents]
+        raise self._too_fast()

@@ -244,6 +244,19 @@ class SetHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetHydration:
+    """How fast what a fail-over test needs of the journal is copied beside it; at once, and after a restart."""
+
+    id: str
+    at: int
+    source: str
+    deadline_at: int
+    fot: str
+    stopped: bool | None = None
+    rate_bytes_per_second: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetSyncPace:
     """How fast, and in which order, a volume is synced, now and later; a field that is null stays as it is."""
 
@@ -310,5 +323,5 @@ class Verify:
     rate_bytes: int | None = None
 
 
-Record = CancelMove | CancelPromote | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failback | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetSyncPace | StartFot | StopFot | Unprotect | Verify
-RECORDS: tuple[type[Record], ...] = (CancelMove, CancelPromote, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failback, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)
+Record = CancelMove | CancelPromote | CancelVerify | Commit | CreateCheckpoint | DeleteCheckpoint | DrainDiskbox | Failback | Failover | LoseDiskbox | MoveVolumes | Pause | Promote | Protect | Resume | Resync | Rollback | SetHistory | SetHydration | SetSyncPace | StartFot | StopFot | Unprotect | Verify
+RECORDS: tuple[type[Record], ...] = (CancelMove, CancelPromote, CancelVerify, Commit, CreateCheckpoint, DeleteCheckpoint, DrainDiskbox, Failback, Failover, LoseDiskbox, MoveVolumes, Pause, Promote, Protect, Resume, Resync, Rollback, SetHistory, SetHydration, SetSyncPace, StartFot, StopFot, Unprotect, Verify,)

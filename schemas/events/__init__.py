@@ -678,6 +678,21 @@ class FotRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FotScratchFull:
+    """A write of whoever uses a fail-over test was refused with ENOSPC: the scratch is at its limit. Said once for a view."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    volume: str
+    scratch_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FotStarted:
     """FotStarted"""
 
@@ -776,6 +791,21 @@ class HubStarted:
     cause_id: str | None = None
     hub_epoch: int
     hub: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HydrationSet:
+    """How fast what a fail-over test needs of the journal is copied beside it from now on."""
+
+    id: str
+    at: int
+    source: str
+    command_id: str | None = None
+    cause_id: str | None = None
+    hub_epoch: int
+    fot: str
+    stopped: bool
+    rate_bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1385,5 +1415,5 @@ class VolumesMoved:
     move: str
 
 
-Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | CommitRequested | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FailoverAttachFailed | FailoverAttached | FailoverCloseRequested | FailoverClosed | FailoverCommitted | FailoverDetached | FailoverDrained | FailoverFailed | FailoverFolded | FailoverOpened | FailoverPlanned | FailoverRequested | FailoverResumed | FailoverRolledBack | FailoverStarted | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteCancelRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | RollbackRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
-RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, CommitRequested, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FailoverAttachFailed, FailoverAttached, FailoverCloseRequested, FailoverClosed, FailoverCommitted, FailoverDetached, FailoverDrained, FailoverFailed, FailoverFolded, FailoverOpened, FailoverPlanned, FailoverRequested, FailoverResumed, FailoverRolledBack, FailoverStarted, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteCancelRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, RollbackRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)
+Record = AgentAnnounced | CaptureDetached | CaptureLost | CheckpointCreated | CheckpointDeleted | CheckpointExpired | CheckpointFailed | CheckpointRequested | CommandFulfilled | CommandRejected | CommitRequested | ComparisonAccepted | DiskboxAnnounced | DiskboxDrainRequested | DiskboxFailed | DiskboxLost | DiskboxRequested | ExtentsCompared | ExtentsDigested | FailoverAttachFailed | FailoverAttached | FailoverCloseRequested | FailoverClosed | FailoverCommitted | FailoverDetached | FailoverDrained | FailoverFailed | FailoverFolded | FailoverOpened | FailoverPlanned | FailoverRequested | FailoverResumed | FailoverRolledBack | FailoverStarted | FilterAttached | FotAttachFailed | FotAttached | FotDetached | FotFailed | FotRequested | FotScratchFull | FotStarted | FotStopRequested | FotStopped | HistoryRestored | HistorySet | HistoryShortened | HubStarted | HydrationSet | MoveCopied | MoveFailed | MoveRequested | MoveServed | PauseFailed | PauseRequested | PromoteCancelRequested | PromoteFailed | PromotePlanned | PromoteRequested | PromoteStarted | Promoted | ProtectFailed | ProtectRequested | RecoveryVolumeCreated | RecoveryVolumeReleased | ResumeRequested | ResyncRequested | RollbackRequested | StartProtect | SyncPaceSet | SyncRequested | UnprotectRequested | Unprotected | VerifyCompleted | VerifyFailed | VerifyRequested | VmAnnounced | VmProbeFailed | VmProbeRequested | VolumePaused | VolumePlaced | VolumeResized | VolumeResumed | VolumeStopped | VolumeSyncCompleted | VolumeSyncStarted | VolumesMoved
+RECORDS: tuple[type[Record], ...] = (AgentAnnounced, CaptureDetached, CaptureLost, CheckpointCreated, CheckpointDeleted, CheckpointExpired, CheckpointFailed, CheckpointRequested, CommandFulfilled, CommandRejected, CommitRequested, ComparisonAccepted, DiskboxAnnounced, DiskboxDrainRequested, DiskboxFailed, DiskboxLost, DiskboxRequested, ExtentsCompared, ExtentsDigested, FailoverAttachFailed, FailoverAttached, FailoverCloseRequested, FailoverClosed, FailoverCommitted, FailoverDetached, FailoverDrained, FailoverFailed, FailoverFolded, FailoverOpened, FailoverPlanned, FailoverRequested, FailoverResumed, FailoverRolledBack, FailoverStarted, FilterAttached, FotAttachFailed, FotAttached, FotDetached, FotFailed, FotRequested, FotScratchFull, FotStarted, FotStopRequested, FotStopped, HistoryRestored, HistorySet, HistoryShortened, HubStarted, HydrationSet, MoveCopied, MoveFailed, MoveRequested, MoveServed, PauseFailed, PauseRequested, PromoteCancelRequested, PromoteFailed, PromotePlanned, PromoteRequested, PromoteStarted, Promoted, ProtectFailed, ProtectRequested, RecoveryVolumeCreated, RecoveryVolumeReleased, ResumeRequested, ResyncRequested, RollbackRequested, StartProtect, SyncPaceSet, SyncRequested, UnprotectRequested, Unprotected, VerifyCompleted, VerifyFailed, VerifyRequested, VmAnnounced, VmProbeFailed, VmProbeRequested, VolumePaused, VolumePlaced, VolumeResized, VolumeResumed, VolumeStopped, VolumeSyncCompleted, VolumeSyncStarted, VolumesMoved,)

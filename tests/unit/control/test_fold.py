@@ -54,6 +54,9 @@ def busy_world() -> World:
     world.done(world.command(cmd.Resume, volume="v2"))
     point = {"point_kind": "latest", "point_value": ""}
     world.done(world.command(cmd.StartFot, fot="f1", volume="v1", read_only=False, **point))
+    world.done(world.command(cmd.SetHydration, fot="f1", rate_bytes_per_second=1 << 20))
+    full = head(ev.FotScratchFull, "x", "f1", world.now, "diskbox/d1")
+    world.append(ev.FotScratchFull(**full, fot="f1", volume="v1", scratch_bytes=1 << 20))
     world.done(world.command(cmd.StopFot, fot="f1"))
     world.done(world.command(cmd.StartFot, fot="f2", volume="v1", read_only=False, qmp="/vm1.sock", **point))
     world.done(world.command(cmd.StopFot, fot="f2"))

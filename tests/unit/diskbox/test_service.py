@@ -13,6 +13,7 @@ from diskbox_site import DiskboxSite, protected, read_all, running
 from journal_model import JournalModel
 from rephub.consumers.diskbox import copying, promotions
 from rephub.consumers.diskbox import overlay as overlay_module
+from rephub.consumers.diskbox.fots import Limits
 from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.consumers.diskbox.view import View
 from rephub.consumers.diskbox.volume import BoxVolume
@@ -123,7 +124,7 @@ async def test_a_point_that_is_not_there_names_the_nearest(short_dir) -> None:
 
 
 async def test_the_scratch_limit_is_enospc_and_nothing_else_breaks(short_dir) -> None:
-    async with running(make_site(short_dir, scratch_bytes=16 * 4096)) as site:
+    async with running(make_site(short_dir, limits=Limits(16 * 4096, 0, save=True))) as site:
         model = await protected(site)
         fot = await site.fot("f", ["v"], "latest", "")
         client = await NbdClient.connect_uri(fot.views[0]["uri"])

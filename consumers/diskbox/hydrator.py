@@ -1,0 +1,218 @@
+"""Hydration: a view's part of the journal is copied into a file beside it, in the background.
+
+Needed are the events that the view shows anything of. They are written in journal order, so that of two the newer one wins, as
+in the view. A read that the index sends to an event may take the file as soon as that event was written: what it wants of
+the event is covered by no later one, so nothing that is still to be written touches it. What it wants of a later event
+comes from the journal as before: each read is right at every moment, whatever the hydrator does.
+
+The file holds nothing that the journal does not: it is made anew by each life of the diskbox, and without it views are slower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from bisect import bisect_left
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rephub.consumers.diskbox.files import ThreadedFile, storage_errors
+from rephub.consumers.diskbox.projector import Projector
+from rephub.consumers.diskbox.recovery import read_file, write_all
+from rephub.core.errors import IntegrityError, RephubError, StorageError, UnavailableError
+from rephub.projections.coalesce import Change, changed_length, coalesce
+from rephub.projections.index import DATA
+from rephub.schemas.journal import SyncData, Write
+
+PLAN_BYTES = 4 << 20
+"""Of the volume, looked up at once: some milliseconds of the loop."""
+STEP_BYTES = 4 << 20
+"""Of the journal, fetched and written at once."""
+RETRY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast views are hydrated; may be changed at any time.
+
+    `bytes_per_second`: 0: as fast as it goes. `stopped`: not at all.
+    """
+
+    bytes_per_second: int
+    stopped: bool = False
+
+
+class GoneError(Exception):
+    """What was planned to be read from the file is to be planned anew: there is no file any more."""
+
+
+class Hydrator:
+    """Of one view.
+
+    Args:
+        projector: of the volume.
+        offset: the view's point.
+        size_bytes: of the view.
+        path: of the file.
+        pace: how fast.
+    """
+
+    def __init__(self, projector: Projector, offset: int, size_bytes: int, path: Path, pace: Pace) -> None:
+        self._projector = projector
+        self._offset = offset
+        self._size_bytes = size_bytes
+        self._path = path
+        self._pace = pace
+        self._file: ThreadedFile | None = None
+        self._needed: list[int] = []
+        self._done_upto = -1
+        """Needed events up to this offset are in the file."""
+        self._task: asyncio.Task[None] | None = None
+        self.state = "waiting"
+        """waiting, planning, running, done, stopped or failed."""
+        self.problem = ""
+        self.done_events = 0
+        self.total_events = 0
+        self.bytes = 0
+        """Written to the file."""
+
+    def holds(self, journal_offset: int) -> bool:
+        """Whether what a view wants of an event may be read here."""
+        return journal_offset <= self._done_upto and self._file is not None
+
+    async def pread(self, start: int, length: int) -> bytes | bytearray:
+        """What the file holds. Raises StorageError; GoneError: it holds nothing any more."""
+        file = self._file
+        if file is None:
+            raise GoneError
+        try:
+            return await read_file(file, self._path, start, length)
+        except StorageError:
+            if self._file is not file:
+                raise GoneError from None
+            raise
+
+    def status(self) -> dict[str, Any]:
+        """How far it is."""
+        return {
+            "state": self.state, "done_events": self.done_events, "total_events": self.total_events, "bytes": self.bytes,
+            "problem": self.problem,
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Hydrate in the background, unless that is under way or done."""
+        if self._task is None and not self._pace.stopped and self.state != "done":
+            self._task = asyncio.create_task(self._run(), name=f"hydrate {self._path.stem}")
+
+    async def stop(self) -> None:
+        """Give up; what is there stays of use until `close`."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self.state != "done":
+            self.state = "stopped"
+
+    async def close(self) -> None:
+        """Stop, and delete the file."""
+        await self.stop()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._done_upto = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    async def _run(self) -> None:
+        try:
+            if self._file is None:
+                self.state, self.problem = "planning", ""
+                await self._plan()
+            if self.total_events:
+                if self._file is None:
+                    self._open()
+                self.state = "running"
+                await self._copy()
+            self.state = "done"
+        except RephubError as exc:
+            # Views read the journal as before.
+            log.warning("view=%s not_hydrated=%s", self._path.stem, exc.message)
+            self._forget()
+            self.state, self.problem = "failed", exc.message
+        finally:
+            if self._task is asyncio.current_task():
+                self._task = None
+
+    async def _plan(self) -> None:
+        """Find the events that the view shows anything of."""
+        index = self._projector.index
+        needed: set[int] = set()
+        for start, end in index.touched(index.applied_offset, self._offset, 1 << 16):
+            for first in range(start, min(end, self._size_bytes), PLAN_BYTES):
+                length = min(PLAN_BYTES, end - first, self._size_bytes - first)
+                needed.update(
+                    piece.journal_offset
+                    for piece in index.lookup(first, length, self._offset)
+                    if piece.kind == DATA
+                )
+                await asyncio.sleep(0)
+        self._needed = sorted(needed)
+        self.done_events, self.total_events = 0, len(needed)
+
+    def _open(self) -> None:
+        with storage_errors("create", self._path):
+            self._file = ThreadedFile(
+                os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            )
+
+    async def _copy(self) -> None:
+        while self.done_events < self.total_events:
+            first = self._needed[self.done_events]
+            try:
+                events = await self._projector.source.events(first, STEP_BYTES)
+            except UnavailableError:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except IntegrityError:
+                # Applied and deleted meanwhile: the view has it from the recovery volume now.
+                applied = self._projector.applier.applied_offset
+                if first > applied:
+                    raise
+                self._advance(applied)
+                continue
+            changes: list[Change] = []
+            last = self._needed[-1]
+            for journal_offset, record in events:
+                if isinstance(record, (Write, SyncData)) and self._needs(journal_offset):
+                    changes.append(record)
+                if journal_offset >= last:
+                    break
+            await self._write(changes)
+            self._advance(min(events[-1][0], last))
+            if rate := self._pace.bytes_per_second:
+                await asyncio.sleep(sum(map(changed_length, changes)) / rate)
+            else:
+                await asyncio.sleep(0)
+
+    def _needs(self, journal_offset: int) -> bool:
+        position = bisect_left(self._needed, journal_offset, self.done_events)
+        return position < len(self._needed) and self._needed[position] == journal_offset
+
+    async def _write(self, changes: list[Change]) -> None:
+        assert self._file is not None
+        writes = coalesce(changes)
+        with storage_errors("write", self._path):
+            await self._file.run(write_all, writes)
+        self.bytes += sum(write.length for write in writes)
+
+    def _advance(self, journal_offset: int) -> None:
+        self.done_events = bisect_left(self._needed, journal_offset + 1, self.done_events)
+        self._done_upto = max(self._done_upto, journal_offset)
