@@ -11,6 +11,8 @@ PYTEST ?=
 # make crash SECONDS=3600 SEED=7; make fuzz SECONDS=3600 FUZZ='--target journal-event --seed 7'
 SECONDS ?=
 SEED ?=
+# Passed to the benchmark: make bench BENCH='--quick --only recovery'
+BENCH ?=
 FUZZ ?=
 
 QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input.py \
@@ -21,7 +23,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 crash fuzz simulate check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 bench crash fuzz simulate check up down lint types fmt schemas lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +53,9 @@ crash: setup ## kill and freeze parts at random under load, for SECONDS; says wh
 fuzz: setup ## hostile input with coverage feedback, for SECONDS in all: NBD, events, bitmaps, state files
 	@scripts/fuzzer
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(FUZZ)
+
+bench: setup ## figures as ratios to peers of the same run; BENCH=--quick takes a few minutes, BENCH=--page writes docs/performance.md
+	@PYTHONPATH=.:tests $(BIN)/python -m bench $(BENCH)
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check

@@ -236,6 +236,22 @@ def test_fot_at_every_kind_of_point(stack: Stack, volume: str) -> None:
         assert fot["fot"] not in [entry["fot"] for entry in stack.run("fot", "list")["fots"]]
 
 
+def test_hydration_is_set_waited_for_and_stopped(stack: Stack, volume: str) -> None:
+    fot = stack.run("fot", "start", volume, "--latest", "--read-only")["fot"]
+    done = stack.run("fot", "hydrate", fot, "--rate", "1GiB", "--wait")
+    (view,) = done["volumes"]
+    assert view["volume"] == volume
+    assert view["hydration"]["state"] == "done"
+    assert view["rate_bytes_per_second"] == 1 << 30
+    stack.run("fot", "hydrate", fot, "--stop")
+    (listed,) = [entry for entry in stack.run("fot", "list")["fots"] if entry["fot"] == fot]
+    assert listed["hydration"]["done_events"] == listed["hydration"]["total_events"]
+    stack.fails("fot", "hydrate", fot, "--rate", "fast", code=2)
+    stack.run("fot", "stop", fot)
+    stack.fails("fot", "hydrate", fot, code=4)
+    stack.fails("fot", "hydrate", fot, "--stop", code=5)
+
+
 def test_a_point_that_is_not_there_names_the_nearest(stack: Stack, volume: str) -> None:
     for verb in (("fot", "start"), ("promote",)):
         error = stack.fails(*verb, volume, "--offset", "99999999", code=9)

@@ -214,6 +214,15 @@ class Disk:
         self._check("read")
         return bytes(self._inode(descriptor).data[start : start + length])
 
+    def preadv(self, descriptor: int, buffers: Sequence[bytearray], start: int, _flags: int) -> int:
+        """Only RWF_NOWAIT is asked for: now and then not all is in the page cache."""
+        if self._random.random() < 0.5:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        (buffer,) = buffers
+        content = self._inode(descriptor).data[start : start + len(buffer)]
+        buffer[: len(content)] = content
+        return len(content)
+
     def fsync(self, descriptor: int) -> None:
         inode = self._descriptors[descriptor]
         self._count()
@@ -268,6 +277,18 @@ class SimPath(PurePosixPath):
     def read_bytes(self) -> bytes:
         self.disk._check("read")
         return bytes(self.disk.entries[str(self)].data)
+
+    def write_bytes(self, content: bytes) -> int:
+        descriptor = self.disk.open(self, os.O_CREAT | os.O_TRUNC)
+        self.disk._check("write")
+        self.disk._inode(descriptor).write(0, content)
+        self.disk.close(descriptor)
+        return len(content)
+
+    def iterdir(self) -> Iterator[SimPath]:
+        for name in list(self.disk.entries):
+            if name.rpartition("/")[0] == str(self):
+                yield SimPath(name)
 
     def replace(self, target: Any) -> None:  # type: ignore[override]
         source, name = str(self), str(target)

@@ -18,12 +18,11 @@ from rephub.consumers.diskbox import (
     journal_source,
     projector,
     recovery,
-    rot,
     volume,
 )
 from rephub.core.bitmap.memory import MemoryDirtyBitmap
 from rephub.core.codec import journal as codec
-from rephub.projections import coalesce, index, journal_fold
+from rephub.projections import coalesce, index, journal_fold, rot
 
 SEEDS_MAX = 150
 """A mutant is caught by one of so many seeds."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 from rephub.agent import capture, delta, dirty, extents, queue, sync
+from rephub.projections import head
 
 BLOCK = 1024
 REGION = 4096
@@ -22,7 +23,7 @@ BACKLOG = 16 << 10
 _SIZES = (
     (extents, "REGION_BYTES", REGION), (dirty, "REGION_BYTES", REGION), (delta, "REGION_BYTES", REGION),
     (dirty.DirtyRegions.__init__, "__defaults__", (2,)), (queue, "EVENT_DATA_BYTES_MAX", EVENT), (capture, "EVENT_DATA_BYTES_MAX", EVENT),
-    (sync, "CHUNK_BYTES", CHUNK), (sync, "WINDOW_BYTES", WINDOW), (sync, "BACKLOG_BYTES_MAX", BACKLOG),
+    (head, "SECTION_RECORDS", 8), (sync, "CHUNK_BYTES", CHUNK), (sync, "WINDOW_BYTES", WINDOW), (sync, "BACKLOG_BYTES_MAX", BACKLOG),
 )  # fmt: skip
 
 

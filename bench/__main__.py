@@ -1,0 +1,32 @@
+"""`make bench`: figures as ratios to peers of the same run."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench import recovery
+from bench.harness import Run, console
+from bench.report import write_page
+
+MEASUREMENTS = {"recovery": recovery.measure}
+
+
+def main() -> None:
+    """Measure, show, save."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes; medians of 3 or less")
+    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="one part; may be repeated")
+    parser.add_argument("--page", action="store_true", help="write docs/performance.md from the results")
+    options = parser.parse_args()
+    run = Run(options.quick, 3 if options.quick else 5)
+    for name in options.only or MEASUREMENTS:
+        console.print(f"[bold]{name}[/]")
+        MEASUREMENTS[name](run)
+    path = run.save()
+    run.show()
+    console.print(f"saved: bench/results/{path.name}")
+    if options.page:
+        write_page(path)
+
+
+main()
