@@ -66,8 +66,8 @@ class Rig:
 
     def diskbox_pid(self) -> int:
         """Of the diskbox."""
-        status = self.stack.run("status")
-        return int(next(iter(status["diskboxes"]))["pid"])
+        (part,) = [part for part in self.stack.run("status")["parts"] if part["kind"] == "diskbox"]
+        return int(part["pid"] or 0)
 
     def consumer_mb_per_second(self, volume: str, messages: int) -> float:
         """Kafka's own ConsumerPerformance on the volume's topic, in MB/s (10^6)."""

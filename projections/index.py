@@ -32,6 +32,7 @@ ZERO = 1
 RECOVERY = 2
 SCRATCH = 3
 KEPT = 4
+HYDRATED = 5
 """Kinds of `Piece`: where the bytes of a piece are."""
 
 Rows = Iterable[tuple[int, int, int, int]]
@@ -43,6 +44,7 @@ class Piece(NamedTuple):
 
     DATA: in the event at `journal_offset`, `delta` bytes after the start of its data. ZERO: zeroes. RECOVERY: in the
     recovery volume. SCRATCH: in the scratch of a view. KEPT: in what was kept for a view of the recovery volume.
+    HYDRATED: in the view's hydrated file.
     """
 
     start: int

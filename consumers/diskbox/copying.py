@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors, sync_directory
+from rephub.consumers.diskbox.hydrator import Hydrator, Pace
 from rephub.consumers.diskbox.recovery import check_free, write_at
 from rephub.consumers.diskbox.view import HOLE_AND_ZERO, View
 from rephub.core.errors import RequestError, StorageError, UsageError
@@ -32,10 +33,15 @@ async def copy_view(view: View, target: Path, step_done: Callable[[int], None]) 
         raise UsageError(f"{target} is not an absolute path")
     check_free(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # Cold, each block that was written at random costs the fetch of a batch.
+    view.hydrator = hydrator = Hydrator(
+        view.projector, view.offset, view.size_bytes, temporary.with_suffix(".journal"), Pace(0)
+    )
     with storage_errors("write", target):
         file = ThreadedFile(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         try:
             await file.run(os.ftruncate, view.size_bytes)
+            await hydrator.complete(lambda: step_done(0))
             await _copy(view, file, step_done)
             await file.run(os.fsync)
             check_free(target)
@@ -46,6 +52,7 @@ async def copy_view(view: View, target: Path, step_done: Callable[[int], None]) 
                 f"cannot read {view.info.description}: {exc.message}", errno=errno.EIO
             ) from exc
         finally:
+            await hydrator.close()
             file.close()
             temporary.unlink(missing_ok=True)
 

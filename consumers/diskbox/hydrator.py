@@ -14,17 +14,21 @@ import asyncio
 import logging
 import os
 from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rephub.consumers.diskbox.files import ThreadedFile, storage_errors
 from rephub.consumers.diskbox.projector import Projector
 from rephub.consumers.diskbox.recovery import read_file, write_all
 from rephub.core.errors import IntegrityError, RephubError, StorageError, UnavailableError
 from rephub.projections.coalesce import Change, changed_length, coalesce
-from rephub.projections.index import DATA
+from rephub.projections.index import DATA, HYDRATED, RECOVERY, ZERO, Piece
+from rephub.projections.view import ABSENT, BLOCK_BYTES, FOLDED, HELD, ZEROED, BlockMap, Lookup
 from rephub.schemas.journal import SyncData, Write
 
 PLAN_BYTES = 4 << 20
@@ -32,6 +36,11 @@ PLAN_BYTES = 4 << 20
 STEP_BYTES = 4 << 20
 """Of the journal, fetched and written at once."""
 RETRY_SECONDS = 1.0
+LOOK_SECONDS = 0.1
+
+MIXED = FOLDED
+"""Of a block that more than one piece lies in: it is looked up as ever."""
+_KINDS = {ABSENT: RECOVERY, HELD: HYDRATED, ZEROED: ZERO}
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +79,10 @@ class Hydrator:
         self._pace = pace
         self._file: ThreadedFile | None = None
         self._needed: list[int] = []
+        self._blocks = np.zeros(-(-size_bytes // BLOCK_BYTES), np.uint8)
+        self._map: BlockMap | None = None
+        self._skipped = False
+        """Some needed events are not in the file, as they are in the recovery volume."""
         self._done_upto = -1
         """Needed events up to this offset are in the file."""
         self._task: asyncio.Task[None] | None = None
@@ -80,6 +93,19 @@ class Hydrator:
         self.total_events = 0
         self.bytes = 0
         """Written to the file."""
+
+    def plan(self, start: int, length: int, lookup: Lookup) -> list[Piece]:
+        """As `Index.lookup` at the view's point, without it where possible: once all is in the file."""
+        blocks = self._map
+        if blocks is None:
+            return lookup(start, length)
+        pieces: list[Piece] = []
+        for first, count, state in blocks.runs(start, length):
+            if state == MIXED:
+                pieces += lookup(first, count)
+            else:
+                pieces.append(Piece(first, count, _KINDS[state]))
+        return pieces
 
     def holds(self, journal_offset: int) -> bool:
         """Whether what a view wants of an event may be read here."""
@@ -109,6 +135,17 @@ class Hydrator:
         if self._task is None and not self._pace.stopped and self.state != "done":
             self._task = asyncio.create_task(self._run(), name=f"hydrate {self._path.stem}")
 
+    async def complete(self, look: Callable[[], None]) -> None:
+        """Hydrate, and wait until it is done or has failed; then reads are as slow as before.
+
+        Args:
+            look: called now and then; what it raises ends the wait.
+        """
+        self.start()
+        while self._task is not None:
+            look()
+            await asyncio.wait([self._task], timeout=LOOK_SECONDS)
+
     async def stop(self) -> None:
         """Give up; what is there stays of use until `close`."""
         task, self._task = self._task, None
@@ -124,7 +161,7 @@ class Hydrator:
         self._forget()
 
     def _forget(self) -> None:
-        self._done_upto = -1
+        self._done_upto, self._map = -1, None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -142,6 +179,9 @@ class Hydrator:
                 self.state = "running"
                 await self._copy()
             self.state = "done"
+            # From now on all is either in the file or in the recovery volume, and stays there.
+            if not self._skipped:
+                self._map = BlockMap(bytearray(self._blocks))
         except RephubError as exc:
             # Views read the journal as before.
             log.warning("view=%s not_hydrated=%s", self._path.stem, exc.message)
@@ -155,17 +195,29 @@ class Hydrator:
         """Find the events that the view shows anything of."""
         index = self._projector.index
         needed: set[int] = set()
+        self._skipped = False
+        self._blocks[:] = ABSENT
         for start, end in index.touched(index.applied_offset, self._offset, 1 << 16):
             for first in range(start, min(end, self._size_bytes), PLAN_BYTES):
                 length = min(PLAN_BYTES, end - first, self._size_bytes - first)
-                needed.update(
-                    piece.journal_offset
-                    for piece in index.lookup(first, length, self._offset)
-                    if piece.kind == DATA
-                )
+                for piece in index.lookup(first, length, self._offset):
+                    self._mark(piece)
+                    if piece.kind == DATA:
+                        needed.add(piece.journal_offset)
                 await asyncio.sleep(0)
         self._needed = sorted(needed)
         self.done_events, self.total_events = 0, len(needed)
+
+    def _mark(self, piece: Piece) -> None:
+        """Note where the blocks of a piece are; pieces come in ascending order."""
+        state = {DATA: HELD, ZERO: ZEROED}.get(piece.kind, ABSENT)
+        end = piece.start + piece.length
+        first, next_ = -(-piece.start // BLOCK_BYTES), end // BLOCK_BYTES
+        if end == self._size_bytes:
+            next_ = len(self._blocks)
+        self._blocks[first:next_] = state
+        for block in {piece.start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES} - set(range(first, next_)):
+            self._blocks[block] = MIXED
 
     def _open(self) -> None:
         with storage_errors("create", self._path):
@@ -186,12 +238,18 @@ class Hydrator:
                 applied = self._projector.applier.applied_offset
                 if first > applied:
                     raise
+                # The index sends nobody to them any more; the map would.
+                self._skipped = True
                 self._advance(applied)
                 continue
             changes: list[Change] = []
             last = self._needed[-1]
             for journal_offset, record in events:
-                if isinstance(record, (Write, SyncData)) and self._needs(journal_offset):
+                if self._needs(journal_offset):
+                    if not isinstance(record, (Write, SyncData)):
+                        raise IntegrityError(
+                            f"the event at journal offset {journal_offset} cannot be read any more"
+                        )
                     changes.append(record)
                 if journal_offset >= last:
                     break

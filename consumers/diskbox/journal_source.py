@@ -18,6 +18,8 @@ CACHE_BYTES_MAX = 32 << 20
 
 NEAR_OFFSETS = 64
 """Events that are not farther apart likely lie in one batch of the log, which comes as a whole."""
+AHEAD_BYTES = 128 << 10
+"""What comes along with one event: its batch, whatever that holds, and a little more."""
 FETCHES_MAX = 8
 """Under way for one read of a view."""
 
@@ -147,7 +149,7 @@ class JournalSource:
 
     async def _fetch(self, journal_offset: int) -> None:
         self.fetches += 1
-        for record in reversed(await self._reader.fetch(journal_offset)):
+        for record in reversed(await self._reader.fetch(journal_offset, AHEAD_BYTES)):
             if record.journal_offset not in self._cache:
                 self.cached_bytes += len(record.value)
             self._cache[record.journal_offset] = record.value

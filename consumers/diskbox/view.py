@@ -21,7 +21,7 @@ from rephub.consumers.diskbox.overlay import Overlay
 from rephub.consumers.diskbox.projector import Projector
 from rephub.core.errors import IntegrityError, NotFoundError, RequestError, StorageError, UnavailableError
 from rephub.core.nbd.export import Buffer, ExportInfo, Extents
-from rephub.projections.index import DATA, KEPT, RECOVERY, SCRATCH, Piece
+from rephub.projections.index import DATA, HYDRATED, KEPT, RECOVERY, SCRATCH, Piece
 from rephub.projections.view import BLOCK_BYTES, Lookup, allocation, plan, zero_parts
 
 PLANS_MAX = 5
@@ -124,9 +124,15 @@ class View:
         return plan(start, length, self.scratch.map if self.scratch else None, self._plan_below)
 
     def _plan_below(self, start: int, length: int) -> list[Piece]:
-        index, offset = self.projector.index, self.offset
-        kept_map = self.kept.map if self.kept else None
-        return plan(start, length, kept_map, lambda first, count: index.lookup(first, count, offset), KEPT)
+        return plan(start, length, self.kept.map if self.kept else None, self._plan_journal, KEPT)
+
+    def _plan_journal(self, start: int, length: int) -> list[Piece]:
+        if self.hydrator is None:
+            return self._lookup(start, length)
+        return self.hydrator.plan(start, length, self._lookup)
+
+    def _lookup(self, start: int, length: int) -> list[Piece]:
+        return self.projector.index.lookup(start, length, self.offset)
 
     def _check_floor(self) -> None:
         floor = self.projector.floor_offset
@@ -175,7 +181,7 @@ class View:
             return self.hydrator if data is None else data[piece.delta : piece.delta + piece.length]
         if piece.kind == RECOVERY:
             return self.projector.applier.recovery
-        return {SCRATCH: self.scratch, KEPT: self.kept}.get(piece.kind)
+        return {SCRATCH: self.scratch, KEPT: self.kept, HYDRATED: self.hydrator}.get(piece.kind)
 
     async def _read_part(self, start: int, length: int, place: Place | memoryview | None) -> Buffer:
         if place is None:

@@ -26,7 +26,7 @@ from rephub.core.nbd.client import NbdClient
 from rephub.projections import envelope
 from rephub.projections.window import History
 from rephub.schemas import events as ev
-from volume_site import WAIT, Site
+from volume_site import WAIT, Site, rot
 
 LONG = History(86400, 1 << 30)
 
@@ -134,6 +134,50 @@ async def test_a_full_disk_ends_the_hydration_and_no_read(tmp_path, monkeypatch)
     hydrator.start()  # as `fot hydrate --resume` does
     await _until(lambda: hydrator.state == "done")
     assert bytes(await view.read(0, model.size)) == model.image_at(model.last)
+    await view.close(discard=True)
+    await site.kill()
+
+
+async def test_an_event_that_rots_is_never_zeroes(tmp_path) -> None:
+    """Hydration fails, and whoever reads the event is told."""
+    site, model, projector = await opened(tmp_path, 4, writes=0)
+    rotten = model.write(8192, b"r" * 4096)
+    model.write(64 << 10, b"s" * 4096)
+    await site.publish()
+    await site.settle()
+    rot(site, rotten)
+    view = View(projector, model.last, None)
+    hydrator = view.hydrator = Hydrator(projector, model.last, model.size, tmp_path / "v.hydrated", Pace(0))
+    hydrator.start()
+    await _until(lambda: hydrator.state == "failed")
+    with pytest.raises(RequestError):
+        await view.read(8192, 4096)
+    assert bytes(await view.read(64 << 10, 4096)) == b"s" * 4096
+    await view.close(discard=True)
+    await site.kill()
+
+
+async def test_events_that_were_applied_and_deleted_while_a_view_was_hydrated(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(hydrator_module, "STEP_BYTES", 1)
+    site, model, projector = await opened(tmp_path, 5, writes=60)
+    offset = model.last
+    projector.pin("fot:x", offset)
+    view = View(projector, offset, None)
+    pace = Pace(200_000)
+    hydrator = view.hydrator = Hydrator(projector, offset, model.size, tmp_path / "v.hydrated", pace)
+    hydrator.start()
+    await _until(lambda: hydrator.done_events > 2)
+    projector.history = site.history = History(0, 1 << 30)
+    projector.changed.notify()
+    await site.settle()
+    assert projector.applier.applied_offset == offset
+    await site.store.delete_records("v", offset)
+    pace.bytes_per_second = 0
+    while hydrator.state == "running":
+        assert bytes(await view.read(0, model.size)) == model.image_at(offset)
+        await asyncio.sleep(0)
+    assert hydrator.state == "done"
+    assert bytes(await view.read(0, model.size)) == model.image_at(offset)
     await view.close(discard=True)
     await site.kill()
 
