@@ -19,11 +19,14 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write docs/performance.md from the results")
     options = parser.parse_args()
     run = Run(options.quick, 3 if options.quick else 5)
-    for name in options.only or MEASUREMENTS:
-        console.print(f"[bold]{name}[/]")
-        MEASUREMENTS[name](run)
-    path = run.save()
-    run.show()
+    try:
+        for name in options.only or MEASUREMENTS:
+            console.print(f"[bold]{name}[/]")
+            MEASUREMENTS[name](run)
+    finally:
+        # Minutes of measuring are not to be lost by what fails at the end.
+        path = run.save()
+        run.show()
     console.print(f"saved: bench/results/{path.name}")
     if options.page:
         write_page(path)

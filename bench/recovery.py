@@ -10,6 +10,7 @@ import time
 
 from bench.harness import Figure, Run, alternating, median
 from bench.rig import GIB, KIB, Rig, fio, qemu_nbd, reads_per_second, rig
+from qsd import StorageDaemon
 from rephub.core.nbd.client import NbdClient
 
 OPEN = "opening a point"
@@ -42,7 +43,7 @@ def measure(run: Run) -> None:
         _reading(found, run)
         _restart(found, run)
         _failover(found, run, counts[-1])
-        _promote(found, run)
+        _promote(found, run, qsd)
 
 
 def _opening(found: Rig, run: Run, volume: str) -> tuple[float, float]:
@@ -160,17 +161,16 @@ async def _first_write(uri: str) -> None:
     await client.close()
 
 
-def _promote(found: Rig, run: Run) -> None:
+def _promote(found: Rig, run: Run, qsd: StorageDaemon) -> None:
     """What promote applies a second, against a consumer that only reads."""
-    status = found.caught_up("vm1")
-    messages = status["head_offset"] - (status["applied_offset"] or 0)
-    consumer = [found.consumer_mb_per_second("vm1", messages) for _ in range(1 if run.quick else 3)]
-    journal_bytes = status["journal_bytes"]
-    answer = found.stack.run("promote", "vm1", "--latest", "--yes", "--timeout", "900", timeout=1000)
-    seconds = (
-        found.event_at("Promoted", promotion=answer["promotion"])
-        - found.event_at("PromoteStarted", promotion=answer["promotion"])
-    ) / 1e6
+    # What was there is in the recovery volume since the fail-overs.
+    count = 50_000 if run.quick else 200_000
+    fio(qsd.uri(), "randwrite", 4 * KIB, 32, number_ios=count, size=SIZE * 8, filesize=SIZE)
+    found.caught_up("vm1")
+    consumer = [found.consumer_mb_per_second("vm1", count) for _ in range(1 if run.quick else 3)]
+    plan = found.stack.run("promote", "vm1", "--latest", "--dry-run", "--timeout", "300")
+    found.stack.run("promote", "vm1", "--latest", "--yes", "--timeout", "900", timeout=1000)
+    seconds = (found.event_at("Promoted") - found.event_at("PromoteStarted")) / 1e6
     run.add(Figure(
-        REST, "promote: journal applied", journal_bytes / 1e6 / seconds, "MB/s", "ConsumerPerformance", median(consumer),
+        REST, "promote: journal applied", plan["applied_bytes"] / 1e6 / seconds, "MB/s", "ConsumerPerformance", median(consumer),
     ))  # fmt: skip

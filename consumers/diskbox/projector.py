@@ -10,6 +10,7 @@ The timeline's floor rises in memory before the intent is recorded: a point is r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -311,12 +312,11 @@ class Projector:
                 continue
             last = min(self.applier.intent_offset, self.head_offset)
             events = [event for event in ahead if due(event[0], last)] or await self._events_due(last)
-            ahead = []
             if self._rots(events):
                 return True
             if not events:
                 raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
-            await self.applier.apply(events)
+            ahead = await self._apply(events, last)
             self._head.drop(self.applier.applied_offset)
             self._sections.drop(self.applier.applied_offset)
             self._storage_is_back()
@@ -336,6 +336,23 @@ class Projector:
         for holder, give_way in list(self._yielding.items()):
             if self.pins.get(holder, forced) < forced:
                 await give_way(forced)
+
+    async def _apply(self, events: list[Event], last_offset: int) -> list[Event]:
+        """Apply events; what follows them up to `last_offset` is read meanwhile. Returns what was read, if anything."""
+        following = None
+        if events[-1][0] < last_offset and self._recent.is_empty:
+            following = asyncio.create_task(self._fetched(events[-1][0] + 1, last_offset))
+        try:
+            await self.applier.apply(events)
+            with contextlib.suppress(UnavailableError, IntegrityError):
+                return await following if following is not None else []
+            return []  # the next try says what is wrong
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.wait([following])
+                if not following.cancelled():
+                    following.exception()  # seen
 
     def _target(self) -> int:
         """Where the floor may rise to now."""
@@ -394,6 +411,10 @@ class Projector:
         self._forget_recent()
         if events := self._recent.from_offset(first, APPLY_BYTES, lambda offset: due(offset, last_offset)):
             return events
+        return await self._fetched(first, last_offset)
+
+    async def _fetched(self, first: int, last_offset: int) -> list[Event]:
+        events: list[Event] = []
         total = 0
         while first <= last_offset and total < APPLY_BYTES:
             fetched = await self.source.events(first, APPLY_BYTES)

@@ -23,6 +23,11 @@ class Recent:
         """Whether no more should be added."""
         return self._bytes > RECENT_BYTES_MAX
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return not self._events
+
     def add(self, event: Event, length: int) -> None:
         """Keep an event of so many bytes; what it does not follow is forgotten."""
         if self._events and self._events[-1][0][0] != event[0] - 1:
