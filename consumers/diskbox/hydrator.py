@@ -38,6 +38,9 @@ STEP_BYTES = 4 << 20
 RETRY_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 
+RESERVE_SHARE, RESERVE_BYTES_MAX = 0.05, 10 << 30
+"""Of the file system, left free: recovery volumes and scratches on it need the room more."""
+
 MIXED = FOLDED
 """Of a block that more than one piece lies in: it is looked up as ever."""
 _KINDS = {ABSENT: RECOVERY, HELD: HYDRATED, ZEROED: ZERO}
@@ -266,6 +269,7 @@ class Hydrator:
 
     async def _write(self, changes: list[Change]) -> None:
         assert self._file is not None
+        _check_reserve(self._path)
         writes = coalesce(changes)
         with storage_errors("write", self._path):
             await self._file.run(write_all, writes)
@@ -274,3 +278,12 @@ class Hydrator:
     def _advance(self, journal_offset: int) -> None:
         self.done_events = bisect_left(self._needed, journal_offset + 1, self.done_events)
         self._done_upto = max(self._done_upto, journal_offset)
+
+
+def _check_reserve(path: Path) -> None:
+    """Raise StorageError if the file system is nearly full."""
+    with storage_errors("look at", path):
+        found = os.statvfs(path.parent)
+    reserve = min(found.f_blocks * found.f_frsize * RESERVE_SHARE, RESERVE_BYTES_MAX)
+    if found.f_bavail * found.f_frsize < reserve:
+        raise StorageError(f"the file system of {path} is nearly full", path=str(path))

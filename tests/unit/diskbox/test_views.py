@@ -138,6 +138,21 @@ async def test_a_full_disk_ends_the_hydration_and_no_read(tmp_path, monkeypatch)
     await site.kill()
 
 
+async def test_a_disk_that_is_nearly_full_is_left_to_others(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(hydrator_module, "RESERVE_SHARE", 1.0)
+    monkeypatch.setattr(hydrator_module, "RESERVE_BYTES_MAX", 1 << 60)
+    site, model, projector = await opened(tmp_path, 3, writes=5)
+    view = View(projector, model.last, None)
+    hydrator = view.hydrator = Hydrator(projector, model.last, model.size, tmp_path / "v.hydrated", Pace(0))
+    hydrator.start()
+    await _until(lambda: hydrator.state == "failed")
+    assert "nearly full" in hydrator.problem
+    assert not (tmp_path / "v.hydrated").exists()
+    assert bytes(await view.read(0, model.size)) == model.image_at(model.last)
+    await view.close(discard=True)
+    await site.kill()
+
+
 async def test_an_event_that_rots_is_never_zeroes(tmp_path) -> None:
     """Hydration fails, and whoever reads the event is told."""
     site, model, projector = await opened(tmp_path, 4, writes=0)
