@@ -33,7 +33,7 @@ from rephub.schemas.journal import SyncData, Write
 
 PLAN_BYTES = 4 << 20
 """Of the volume, looked up at once: some milliseconds of the loop."""
-STEP_BYTES = 4 << 20
+STEP_BYTES = 2 << 20
 """Of the journal, fetched and written at once."""
 RETRY_SECONDS = 1.0
 LOOK_SECONDS = 0.1

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rephub.consumers.diskbox.files import storage_errors
-from rephub.core.errors import StorageError
+from rephub.consumers.diskbox.journal_source import JournalSource
+from rephub.core.errors import IntegrityError, StorageError, UnavailableError
+from rephub.core.journal.port import StoredRecord
+from rephub.projections.head import Head
 from rephub.projections.section import Section, decoded, encoded
 
 SUFFIX = ".section"
 DIRECTORY = "index"
+READ_BYTES = 2 << 20
+"""Of the journal, at once: other volumes have their turn in between."""
+RETRY_SECONDS = 1.0
+"""Between two tries while no broker answers."""
 
 log = logging.getLogger(__name__)
 
@@ -106,3 +113,51 @@ class Sections:
                 temporary.unlink(missing_ok=True)
                 raise
         self._files[section.first_offset] = path
+
+
+async def restore(
+    head: Head,
+    sections: Sections,
+    source: JournalSource,
+    take: Callable[[StoredRecord], None],
+    adopted: Callable[[int | None], None],
+) -> None:
+    """Bring a head to where the sections end: they are taken in, and only what lies before and between is read.
+
+    Args:
+        head: of the fold, at the applied offset.
+        sections: of lives before; what does not fit is deleted.
+        source: of the journal. While no broker answers it is waited for.
+        take: takes in one record.
+        adopted: called after each section with the poison of before.
+    """
+    while (first := sections.next(head.offset + 1)) is not None:
+        try:
+            while head.offset + 1 < first:
+                for record in await source.records(head.offset + 1, READ_BYTES):
+                    if record.journal_offset < first:
+                        take(record)
+            await _adopt(head, sections, source, first, adopted)
+        except IntegrityError as exc:
+            log.warning("section=%d not_in_the_log=%s", first, exc.message)
+            sections.forget(first)
+        except UnavailableError:
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _adopt(
+    head: Head, sections: Sections, source: JournalSource, first: int, adopted: Callable[[int | None], None]
+) -> None:
+    """Take in the sections from the next record on, or forget them."""
+    chain = await sections.chain(first)
+    genuine = bool(chain) and await source.holds(chain[-1].facts.after)
+    for section in chain if genuine else ():
+        poison_before = head.state.poison_offset
+        if not head.adopt(section):
+            break
+        adopted(poison_before)
+        await asyncio.sleep(0)
+    log.info("sections=%s adopted=%d upto=%d", sections.directory, head.offset + 1 - first, head.offset)
+    if chain and head.offset < chain[-1].last_offset:
+        log.warning("sections=%s of_another_life=%d", sections.directory, head.offset + 1)
+        sections.forget(head.offset + 1)

@@ -188,6 +188,34 @@ class Site:
         return await self.send(cmd.Promote, volume=volume, point_kind="latest", point_value="", dry_run=False)
 
 
+class Killer:
+    """Kills the hub as soon as it has written what was waited for; agent and diskbox answer while it is down."""
+
+    def __init__(self, hub: Hub, site: Site) -> None:
+        self.hub, self.site = hub, site
+        self.kills = 0
+        hub.start()
+        hub.kill()
+
+    async def steps(self, command: cmd.Record | None, *kinds: type) -> None:
+        """Once after each of these events, of the command if one is given."""
+        for kind in kinds:
+            self.hub.start()
+            await self.site.until(kind, command, acting=False)
+            self.hub.kill()
+            self.kills += 1
+            while await self.site.act():
+                pass
+
+    async def judge(self) -> None:
+        """Every event counted once: a replay of the log gives the same."""
+        site = self.site
+        replayed = Catalogue()
+        for offset, event in await site.control.read(EVENTS_TOPIC, 0, site.catalogue.next_offset):
+            replayed.apply(offset, event)
+        assert replayed.to_json() == site.catalogue.to_json()
+
+
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
     """A broker of this module's own: the control topics have fixed names."""
@@ -269,23 +297,8 @@ async def test_the_life_of_a_volume(broker: Broker, hub: Hub, site: Site) -> Non
 async def test_killed_between_any_event_and_its_reaction(broker: Broker, hub: Hub, site: Site) -> None:
     """SIGKILL on each of the hub's own events; agent and diskbox answer, and the next command is sent, while it is
     down. After each restart the flow goes on, and every event counted once."""
-    kills = 0
-
-    async def killed_after(kind: type, command: cmd.Record | None) -> None:
-        nonlocal kills
-        await site.until(kind, command, acting=False)
-        hub.kill()
-        kills += 1
-        while await site.act():
-            pass
-
-    async def steps(command: cmd.Record, *kinds: type) -> None:
-        for kind in kinds:
-            hub.start()
-            await killed_after(kind, command)
-
-    hub.start()
-    hub.kill()
+    killer = Killer(hub, site)
+    steps = killer.steps
     await steps(
         await site.protect("kill"),
         ev.ProtectRequested,
@@ -300,11 +313,34 @@ async def test_killed_between_any_event_and_its_reaction(broker: Broker, hub: Hu
     await steps(command, ev.UnprotectRequested, ev.Unprotected)
     assert site.catalogue.volumes["kill"].purged
     assert not await journal_exists(broker, "kill")
-    assert kills == 8
-    replayed = Catalogue()
-    for offset, event in await site.control.read(EVENTS_TOPIC, 0, site.catalogue.next_offset):
-        replayed.apply(offset, event)
-    assert replayed.to_json() == site.catalogue.to_json()
+    assert killer.kills == 8
+    await killer.judge()
+
+
+async def test_killed_between_the_events_of_a_failover(hub: Hub, site: Site) -> None:
+    """As above: a move that is rolled back, and a fail-over that is committed and closed."""
+    killer = Killer(hub, site)
+    await killer.steps(
+        await site.protect("fo"), ev.ProtectRequested, ev.VmProbeRequested, ev.StartProtect, ev.SyncRequested
+    )
+    point = {"point_kind": "latest", "point_value": "", "dry_run": False}
+    move = await site.send(cmd.Failover, volume="fo", planned=True, **point)
+    await killer.steps(move, ev.FailoverRequested, ev.FailoverStarted)
+    assert site.catalogue.volumes["fo"].state == "failed_over"
+    await killer.steps(await site.send(cmd.Rollback, volume="fo"), ev.RollbackRequested)
+    while site.catalogue.volumes["fo"].state != "protected":
+        hub.start()
+        await site.until(ev.SyncRequested)
+        hub.kill()
+        while await site.act():
+            pass
+    forced = await site.send(cmd.Failover, volume="fo", planned=False, **point)
+    await killer.steps(forced, ev.FailoverRequested, ev.FailoverStarted)
+    commit = await site.send(cmd.Commit, volume="fo", close=True)
+    await killer.steps(commit, ev.CommitRequested)
+    await killer.steps(None, ev.FailoverCloseRequested)
+    assert [found.state for found in site.catalogue.failovers.values()] == ["rolled_back", "closed"]
+    await killer.judge()
 
 
 async def test_a_command_sent_twice_acts_once(hub: Hub, site: Site) -> None:
