@@ -83,7 +83,7 @@ class Segment:
         ValueError: it would be empty.
     """
 
-    __slots__ = ("base", "first_offset", "last_offset", *ARRAYS)
+    __slots__ = ("base", "first_offset", "last_offset", "totals", *ARRAYS)
 
     offsets: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.int64]
@@ -102,6 +102,7 @@ class Segment:
             raise ValueError("a segment without events")
         self.first_offset = base + int(self.offsets[0])
         self.last_offset = base + int(self.offsets[-1])
+        self.totals = _totals(self.offsets, self.lengths)
 
     @classmethod
     def sealed(cls, events: _Open) -> Segment:
@@ -180,8 +181,16 @@ class Segment:
 
     def count(self, first_exclusive: int, last_inclusive: int) -> tuple[int, int]:
         """Events and bytes in (first, last]."""
+        if first_exclusive < self.first_offset and self.last_offset <= last_inclusive:
+            return self.totals
         chosen = visible(self.offsets.astype(np.int64) + self.base, first_exclusive, last_inclusive)
-        return len(np.unique(self.offsets[chosen])), int(self.lengths[chosen].sum(dtype=np.int64))
+        return _totals(self.offsets[chosen], self.lengths[chosen])
+
+
+def _totals(offsets: npt.NDArray[np.uint32], lengths: npt.NDArray[np.uint32]) -> tuple[int, int]:
+    """Events, of which each may have several rows one after the other, and bytes."""
+    events = int(np.count_nonzero(np.diff(offsets))) + 1 if len(offsets) else 0
+    return events, int(lengths.sum(dtype=np.int64))
 
 
 class _Open:
