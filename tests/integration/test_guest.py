@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guests import halted_vm, make_disk, vm_with_disk
+from guests import halted_vm, make_disk, vm_with_disk, vm_with_drive
 from stack import Stack
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu, pytest.mark.timeout(300)]
@@ -190,3 +190,62 @@ def test_a_recovery_vm_that_cannot_get_the_disk(stack: Stack, guest: Any, folder
         vm1r.stop()
     _go_on(stack, guest)
     stack.run("unprotect", "vm2", "--purge")
+
+
+BOTH = """
+mkdir -p /mnt/a /mnt/b
+mount -t ext4 /dev/vda /mnt/a; mount -t ext4 /dev/vdb /mnt/b
+mkdir /mnt/a/n /mnt/b/n; echo 0 > /tmp/count
+cat > /tmp/load <<'END'
+i=0
+while [ ! -e /tmp/stop ]; do
+  i=$((i+1))
+  echo $i | dd of=/mnt/a/n/$i conv=fsync 2>/dev/null
+  echo $i | dd of=/mnt/b/n/$i conv=fsync 2>/dev/null
+  echo $i > /tmp/count
+done
+END
+sh /tmp/load > /dev/null 2>&1 &
+"""
+RECOVERED_BOTH = """
+i=0; until [ -e /sys/block/vdb ] || [ $i = 50 ]; do i=$((i+1)); sleep 0.1; done
+mkdir -p /mnt/a /mnt/b
+mount -t ext4 /dev/vda /mnt/a && mount -t ext4 /dev/vdb /mnt/b
+ls /mnt/a/n | sort -n | tail -1
+ls /mnt/b/n | sort -n | tail -1
+"""
+
+
+def test_a_group_test_shows_both_disks_of_a_vm_at_one_instant(stack: Stack, folder: Path) -> None:
+    """VM1 writes each number to the first disk, then to the second: in VM1R the second is never ahead."""
+    drives = " ".join(
+        f"-drive file={make_disk(folder / f'{name}.raw')},format=raw,if=none,id=d{name},node-name={name} "
+        f"-device virtio-blk-pci,drive=d{name}"
+        for name in ("first", "second")
+    )
+    vm = vm_with_drive(folder / "vm1", drives)
+    vm1r = None
+    try:
+        for name in ("first", "second"):
+            stack.protect(f"both-{name}", vm.qmp, name, "--group", "both")
+        vm.run(BOTH)
+        for number in range(3):
+            _go_on(stack, vm)
+            made = stack.run("checkpoint", "create", f"both-{number}", "--group", "both")
+            vm1r = halted_vm(folder / "vm1r")
+            fot = stack.run(
+                "fot", "start", "--group", "both", "--checkpoint", f"both-{number}", "--qmp", str(vm1r.qmp)
+            )
+            assert {view["volume"]: view["offset"] for view in fot["volumes"]} == made["offsets"]
+            vm1r.wait_booted()
+            first, second = map(int, vm1r.run(RECOVERED_BOTH).split())
+            assert second <= first <= second + 1
+            vm1r.run("umount /mnt/a /mnt/b")
+            stack.run("fot", "stop", fot["fot"])
+            vm1r.stop()
+    finally:
+        for machine in (vm, vm1r):
+            if machine is not None:
+                machine.stop()
+    stack.run("unprotect", "both-first", "--purge")
+    stack.run("unprotect", "both-second", "--purge")
