@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qsd import Load, StorageDaemon
+from recovery_servers import attach_loop, detach_loop, qemu_nbd
 from rephub.schemas import events as ev
 from stack import Stack, events
 
@@ -30,8 +33,31 @@ def _protected(stack: Stack) -> None:
     stack.run("wait", "trip", "--state", "protected", "--timeout", "60")
 
 
-def _round_trip(stack: Stack, folder: Path, vm1: StorageDaemon, seed: int) -> StorageDaemon:
-    """From VM1 to VM1R and back; VM1 is protected before and after it."""
+@contextlib.contextmanager
+def _offered(folder: Path, disk: Path, kind: str) -> Iterator[str]:
+    """The disk of before as what `--recovery` takes."""
+    if kind == "file":
+        yield str(disk)
+    elif kind == "nbd":
+        server = qemu_nbd(folder, disk)
+        try:
+            yield server.uri
+        finally:
+            server.kill()
+    else:
+        device = attach_loop(disk)
+        if device is None:
+            pytest.skip("the kernel gives no loop device")
+        try:
+            yield str(device)
+        finally:
+            detach_loop(device)
+
+
+def _round_trip(
+    stack: Stack, folder: Path, vm1: StorageDaemon, seed: int, kind: str = "file"
+) -> StorageDaemon:
+    """From VM1 to VM1R and back onto the disk of before as a file, device or export; VM1 is protected before and after."""
     _write(vm1, seed)
     # There: VM1 is moved to the recovery site, and its VM ends.
     opened = stack.run("move", "trip", "--yes")
@@ -40,37 +66,25 @@ def _round_trip(stack: Stack, folder: Path, vm1: StorageDaemon, seed: int) -> St
     before = vm1.content()
     vm1.stop()
     vm1r = StorageDaemon(folder / "vm1r", [DISK_BYTES], view=opened["uri"])
-    try:
+    with contextlib.ExitStack() as offered:
+        offered.callback(vm1r.stop)
+        disk = offered.enter_context(_offered(folder, vm1.files[0], kind))
         assert vm1r.content() == before
         _write(vm1r, seed + 1)
         (done,) = stack.run("commit", "trip", "--yes")["volumes"]
         # Back: VM1R is protected, and its copy is the disk of before.
-        assert (
-            stack.run("failback", "trip", "--recovery", str(vm1.files[0]), "--dry-run")["discarded"]["events"]
-            == 0
-        )
-        stack.fails("failback", "trip", "--recovery", str(vm1.files[0]), code=2)
-        back = (
-            "failback",
-            "trip",
-            "--qmp",
-            str(vm1r.qmp),
-            "--node",
-            "disk0",
-            "--recovery",
-            str(vm1.files[0]),
-            "--yes",
-        )
-        answer = stack.run(*back)
+        assert stack.run("failback", "trip", "--recovery", disk, "--dry-run")["discarded"]["events"] == 0
+        stack.fails("failback", "trip", "--recovery", disk, code=2)
+        vm = ("--qmp", str(vm1r.qmp), "--node", "disk0")
+        answer = stack.run("failback", "trip", *vm, "--recovery", disk, "--yes")
         assert answer["discarded"]["complete"]
         _protected(stack)
         _write(vm1r, seed + 2)
         after = vm1r.content()
         home = stack.run("move", "trip", "--yes")
         assert home["lost_events"] == 0
-    finally:
         vm1r.stop()
-    stack.run("commit", "trip", "--yes", "--close")
+        stack.run("commit", "trip", "--yes", "--close")
     assert vm1.files[0].read_bytes() == after
     vm1 = StorageDaemon(folder / "vm1", [DISK_BYTES])
     try:
@@ -85,20 +99,21 @@ def _round_trip(stack: Stack, folder: Path, vm1: StorageDaemon, seed: int) -> St
     return vm1
 
 
-def _trips(stack: Stack, folder: Path, count: int) -> None:
+def _trips(stack: Stack, folder: Path, count: int, kind: str = "file") -> None:
     vm1 = StorageDaemon(folder / "vm1", [DISK_BYTES])
     try:
         _write(vm1, 99)
         stack.protect("trip", vm1.qmp, "disk0")
         for number in range(count):
-            vm1 = _round_trip(stack, folder, vm1, number * 3)
+            vm1 = _round_trip(stack, folder, vm1, number * 3, kind)
         # Only what differed has travelled: each way back copied far less than the disk has.
         last = [
             event
             for event in events(stack)
             if isinstance(event, ev.VolumeSyncStarted) and event.volume == "trip"
         ]
-        assert [event.mode for event in last] == ["full", *["compare"] * (2 * count)]
+        modes = [event.mode for event in last][-(1 + 2 * count) :]
+        assert modes == ["full", *["compare"] * (2 * count)]
         stack.run("unprotect", "trip", "--purge")
     finally:
         vm1.stop()
@@ -106,6 +121,11 @@ def _trips(stack: Stack, folder: Path, count: int) -> None:
 
 def test_there_and_back(stack: Stack, folder: Path) -> None:
     _trips(stack, folder, 2)
+
+
+@pytest.mark.parametrize("kind", ["nbd", "device"])
+def test_back_onto_a_disk_that_is_no_file(stack: Stack, folder: Path, kind: str) -> None:
+    _trips(stack, folder, 1, kind)
 
 
 @pytest.mark.long
