@@ -1,7 +1,8 @@
 """A planned move of protected VMs: stop the VM, let all that it wrote be acked, say where that ends.
 
-If the move comes to nothing, the VM runs again. Nothing is remembered: a process that was restarted drains again, which
-finds the VM stopped already; that it had been running is then not known, and an operator lets it run (`cont`).
+If the move comes to nothing, the VM runs again. A process that was restarted drains again, which finds the VM stopped
+already: that it ran before is in a note, written before it is stopped, until the event says so. If the move has failed
+meanwhile, the VMs in the note run again.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
 
 from rephub.agent.grip import drain
 from rephub.agent.keeper import Keeper
+from rephub.agent.note import Note
 from rephub.agent.parts import Parts
 from rephub.agent.vm import DRAIN_SECONDS, Vm, find, tolerated
 from rephub.core.errors import ConflictError, NotFoundError, RephubError
+from rephub.infra.files import storage_error
 from rephub.projections.catalogue import Failover
 from rephub.schemas import events as ev
 
@@ -39,6 +44,9 @@ class Draining:
     def __init__(self, parts: Parts, keepers: Mapping[str, Keeper]) -> None:
         self._parts = parts
         self._keepers = keepers
+        self._note = stopped_note(parts.settings.agent_dir)
+        self._noted = self._note.read()
+        """By fail-over: monitors of VMs that ran before it stopped them, as long as no event has said so."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._told: set[tuple[str, str]] = set()
         """Fail-over and event type that were emitted, and may not be folded yet."""
@@ -57,6 +65,12 @@ class Draining:
                 self._begin(found, ev.FailoverDrained)
             elif found.to_resume and self._stopped(found):
                 self._begin(found, ev.FailoverResumed)
+            elif found.name in self._noted and any(
+                item["agent"] == self._parts.settings.agent.id for item in found.drained.values()
+            ):
+                self._forget(found.name)
+            elif found.name in self._noted and found.ended:
+                self._spawn(found, self._undo(found.name), "undone")
 
     async def stop(self) -> None:
         """End what is under way; the next process goes on."""
@@ -81,6 +95,9 @@ class Draining:
         if (found.name, what.__name__) in self._told:
             return
         work = self._drain(found) if what is ev.FailoverDrained else self._resume(found)
+        self._spawn(found, work, what.__name__)
+
+    def _spawn(self, found: Failover, work: Coroutine[Any, Any, None], what: str) -> None:
         task = self._tasks[found.name] = asyncio.create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -89,7 +106,7 @@ class Draining:
                 return
             if (exc := task.exception()) is not None:
                 log.error("move failed", exc_info=exc, extra={"failover": found.name})
-            self._told.add((found.name, what.__name__))
+            self._told.add((found.name, what))
             # What was asked for meanwhile: for example a rollback.
             self.look()
 
@@ -100,13 +117,15 @@ class Draining:
         ran: dict[str, bool] = {}
         try:
             for qmp in self._monitors(names):
-                ran[qmp] = await self._stop_vm(qmp)
+                ran[qmp] = await self._stop_vm(qmp, found.name)
             items = tuple([await self._at_rest(name, stopped=ran) for name in names])
         except RephubError as exc:
             log.warning("not drained", extra={"failover": found.name, "error": exc.message})
             for qmp, running in ran.items():
                 if running:
                     await self._let_run(qmp)
+            if found.name in self._noted:
+                self._forget(found.name)
             self._emit(ev.FailoverFailed, found, error=exc.to_json())
             return
         log.info("drained", extra={"failover": found.name, "volumes": ",".join(names)})
@@ -146,15 +165,40 @@ class Draining:
             self._parts.vms.give_back(qmp, self)
         return found.get("file") if found else None
 
-    async def _stop_vm(self, qmp: str) -> bool:
-        """Stop the guest and wait for all its writes; whether it ran. Raises RephubError."""
+    def _remember(self, failover: str, qmp: str) -> None:
+        """Note that a VM ran when the move began. Raises StorageError."""
+        noted = self._noted | {failover: [*self._noted.get(failover, []), qmp]}
+        try:
+            self._note.write(noted)
+        except OSError as exc:
+            raise storage_error(exc, self._note.path, "cannot write") from exc
+        self._noted = noted
+
+    def _forget(self, failover: str) -> None:
+        del self._noted[failover]
+        try:
+            self._note.write(self._noted)
+        except OSError as exc:
+            log.warning("a note cannot be written", extra={"path": str(self._note.path), "reason": str(exc)})
+
+    async def _undo(self, failover: str) -> None:
+        """The move has failed before an event said what was stopped for it."""
+        for qmp in self._noted[failover]:
+            await self._let_run(qmp)
+        self._forget(failover)
+
+    async def _stop_vm(self, qmp: str, failover: str) -> bool:
+        """Stop the guest and wait for all its writes; whether it ran when the move began. Raises RephubError."""
         vms = self._parts.vms
         vm = await vms.get(qmp, self)
         try:
             async with vms.changing(vm):
                 running = await _is_running(vm)
                 if running:
+                    self._remember(failover, qmp)
                     await vm.execute("stop", seconds=DRAIN_SECONDS)
+                else:
+                    running = qmp in self._noted.get(failover, [])
                 try:
                     await drain(vm)
                 except RephubError:
@@ -199,6 +243,18 @@ class Draining:
             failover=found.name,
             **fields,
         )
+
+
+def stopped_note(directory: Path) -> Note[dict[str, list[str]]]:
+    """Monitors of VMs that ran before a move stopped them, by fail-over."""
+
+    def is_sound(found: Any) -> bool:
+        return isinstance(found, dict) and all(
+            isinstance(monitors, list) and all(isinstance(monitor, str) for monitor in monitors)
+            for monitors in found.values()
+        )
+
+    return Note(directory / "stopped.json", is_sound, dict)
 
 
 async def _is_running(vm: Vm) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Coroutine, Iterable
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rephub.agent.guest_agent import HINT, GuestAgent, find_socket
+from rephub.agent.note import Note
 from rephub.agent.vms import Vms
-from rephub.core.documents import parse_json
 from rephub.core.errors import NotFoundError, RephubError, UnavailableError
 
 SYNC_SECONDS = 3.0
@@ -96,6 +95,15 @@ class Frozen:
             self._done.set()
 
 
+def frozen_note(directory: Path) -> Note[list[str]]:
+    """Sockets of guests that may be frozen; half of the list would leave guests so."""
+
+    def is_sound(found: Any) -> bool:
+        return isinstance(found, list) and all(isinstance(path, str) for path in found)
+
+    return Note(directory / "frozen.json", is_sound, list)
+
+
 class Freezer:
     """All freezes of this agent, one at a time.
 
@@ -107,7 +115,7 @@ class Freezer:
 
     def __init__(self, vms: Vms, directory: Path, seconds: float) -> None:
         self._vms = vms
-        self._note = directory / "frozen.json"
+        self._note = frozen_note(directory)
         self._seconds = seconds
         self._visitor = _Visitor()
         self._idle = asyncio.Event()
@@ -116,7 +124,7 @@ class Freezer:
 
     def recover(self) -> None:
         """Thaw what a process before this one may have left frozen."""
-        paths = self._noted()
+        paths = self._note.read()
         if not paths:
             return
         log.warning("a former process may have left guests frozen: thawing", extra={"sockets": paths})
@@ -126,26 +134,6 @@ class Freezer:
             agent.may_be_frozen = True
             frozen.agents.append(agent)
         frozen.thaw()
-
-    def _take_note(self, paths: list[str]) -> None:
-        """Replace the note in one step: half of one would leave guests frozen. Not synced: a host's crash ends its guests."""
-        temporary = self._note.with_name(f"{self._note.name}.new")
-        temporary.write_text(json.dumps(paths))
-        temporary.replace(self._note)
-
-    def _noted(self) -> list[str]:
-        """The sockets in the note; none where it is damaged, as nothing else tells them: guests thaw by themselves, or by hand."""
-        try:
-            found = parse_json(self._note.read_bytes())
-            if isinstance(found, list) and all(isinstance(path, str) for path in found):
-                return found
-            reason = "no list of paths"
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as exc:
-            reason = str(exc)
-        log.error("cannot read which guests may be frozen", extra={"path": str(self._note), "reason": reason})
-        return []
 
     async def freeze(self, monitors: Iterable[str]) -> Frozen:
         """Freeze the guests behind all these monitors, or none.
@@ -190,7 +178,7 @@ class Freezer:
 
     async def _forget(self, done: asyncio.Event) -> None:
         await done.wait()
-        self._note.unlink(missing_ok=True)
+        self._note.remove()
         self._idle.set()
 
     async def _freeze_all(self, frozen: Frozen, monitors: list[str]) -> None:
@@ -202,15 +190,14 @@ class Freezer:
                     frozen.agents.append(GuestAgent(await self._socket(monitor)))
                 await _all(_reach(agent) for agent in frozen.agents)
                 # Before the first freeze: whatever happens from here on, somebody will know.
-                self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._take_note([agent.path for agent in frozen.agents])
+                self._note.write([agent.path for agent in frozen.agents])
                 await _all(_freeze(agent) for agent in frozen.agents)
         except TimeoutError:
             raise UnavailableError(
                 f"the guest was not frozen within {self._seconds:g} s", hint="agent.freeze_seconds"
             ) from None
         except OSError as exc:
-            raise UnavailableError(f"cannot write {self._note}: {exc.strerror}") from exc
+            raise UnavailableError(f"cannot write {self._note.path}: {exc.strerror}") from exc
 
     async def _socket(self, monitor: str) -> str:
         vm = await self._vms.get(monitor, self._visitor)

@@ -10,10 +10,9 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
-from rephub.agent.freezer import Freezer
-from rephub.agent.vms import Vms
+from rephub.agent.draining import stopped_note
+from rephub.agent.freezer import frozen_note
 from rephub.cli import endpoints, parts, stack_lock
 from rephub.consumers.diskbox import position
 from rephub.consumers.diskbox.position import Position
@@ -88,8 +87,15 @@ def read_lock(directory: Path, content: bytes) -> None:
 def read_frozen(directory: Path, content: bytes) -> None:
     """The note of guests that may be frozen: an agent starts whatever it holds."""
     (directory / "frozen.json").write_bytes(content)
-    found = Freezer(cast("Vms", None), directory, 1)._noted()
+    found = frozen_note(directory).read()
     assert all(isinstance(path, str) for path in found)
+
+
+def read_stopped(directory: Path, content: bytes) -> None:
+    """The note of VMs that a move stopped: an agent starts whatever it holds."""
+    (directory / "stopped.json").write_bytes(content)
+    for monitors in stopped_note(directory).read().values():
+        assert all(isinstance(monitor, str) for monitor in monitors)
 
 
 def read_ports(directory: Path, content: bytes) -> None:
@@ -125,6 +131,7 @@ READERS: dict[str, Reader] = {
     "parts": read_parts,
     "lock": read_lock,
     "frozen": read_frozen,
+    "stopped": read_stopped,
     "ports": read_ports,
     "diskboxes": read_diskboxes,
     "settings": read_settings,
@@ -145,6 +152,7 @@ def good(directory: Path) -> dict[str, bytes]:
         "endpoints": json.dumps(stack.to_document()).encode(),
         "parts": (directory / parts.FILE).read_bytes(),
         "lock": b'{"pid": 1, "started_at": 1.5}',
+        "stopped": b'{"fo-1": ["/run/vm/qmp.sock"]}',
         "frozen": b'["/run/vm/qga.sock"]',
         "ports": b'{"hub": 15001}',
         "diskboxes": b'{"diskboxes": ["diskbox2"]}',
