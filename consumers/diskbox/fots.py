@@ -276,6 +276,8 @@ class Fots:
                 try:
                     await view.keep_upto(floor_offset)
                 except (StorageError, RequestError) as exc:
+                    # That Kafka is away (UnavailableError) is no reason to end a test: it is tried again.
+                    await projector.reader.next_offset()
                     problem = f"the history's limit was reached: {exc.message}"
                 else:
                     log.info(

@@ -342,6 +342,31 @@ async def test_without_what_was_kept_a_test_is_over_and_says_why(short_dir) -> N
         assert "diskbox restarted" in fot.reason
 
 
+async def test_an_outage_ends_no_test_that_is_to_give_way(short_dir) -> None:
+    store = MemoryJournalStore()
+    site = DiskboxSite(short_dir, store, MemoryControlLog(), limits=Limits(1 << 30, 0, save=True))
+    async with running(site):
+        model = await protected(site)
+        model.some_writes(30)
+        await site.publish("v")
+        await site.caught_up("v")
+        fot = await site.fot("f", ["v"], "latest", "", read_only=True)
+        offset = fot.views[0]["offset"]
+        model.some_writes(60)
+        await site.publish("v")
+        await site.caught_up("v")
+        projector = site.diskbox.volumes["v"].projector
+        store.unavailable = True
+        await site.tell(ev.HistorySet, volumes=("v",), history_bytes=20_000)
+        await asyncio.sleep(0.3)
+        assert site.diskbox.catalogue.fots["f"].state == "started"
+        assert projector.floor_offset <= offset
+        store.unavailable = False
+        await site.until(lambda _: projector.applier.applied_offset > offset, "applied beyond the test")
+        assert await read_all(fot.views[0]["uri"]) == model.image_at(offset)
+        assert site.diskbox.catalogue.fots["f"].state == "started"
+
+
 @pytest.mark.parametrize("why", ["as configured", "no room to keep it"])
 async def test_a_test_that_cannot_give_way_ends_and_says_why(short_dir, why) -> None:
     configured = why == "as configured"
