@@ -148,8 +148,9 @@ class Segment:
         return sum(array.nbytes for array in self.arrays().values())
 
     def _candidates(self, start: int, end: int) -> npt.NDArray[np.uint16]:
-        low = np.searchsorted(self.buckets, start >> BUCKET_BITS)
-        high = np.searchsorted(self.buckets, (end - 1) >> BUCKET_BITS, side="right")
+        # Of the array's own type: numpy would copy the array to compare it with another.
+        low = self.buckets.searchsorted(np.int32(start >> BUCKET_BITS))
+        high = self.buckets.searchsorted(np.int32((end - 1) >> BUCKET_BITS), side="right")
         rows = self.order[self.bucket_first[low] : self.bucket_first[high]]
         if high - low > 1 or len(self.wide):
             rows = np.unique(np.concatenate((rows, self.wide)))
