@@ -72,7 +72,8 @@ class FotJobs:
         elif fot.state in ("started", "stopping") and not starting:
             if is_open:
                 self._round_of_open(fot)
-            if not is_open and fot.views and (fot.state == "started" or fot.redirected):
+            over = fot.name in self._fots.forced
+            if not is_open and not over and fot.views and (fot.state == "started" or fot.redirected):
                 # Also for a VM that is to let go of it: it may have writes under way.
                 self._jobs.once(("fot-again", fot.name), functools.partial(self._resume, fot))
             elif fot.state == "stopping" and not fot.redirected:

@@ -133,7 +133,7 @@ class Fots:
         self.full: dict[tuple[str, str], int] = {}
         """(test, volume) whose scratch refused a write: the limit in bytes."""
         self.forced: dict[str, str] = {}
-        """Tests that cannot go on because the history's limit takes what they show: the reason."""
+        """Tests that cannot go on because the history's limit takes what they show: the reason. They are never opened again."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when `full` or `forced` has grown."""
 
@@ -270,7 +270,12 @@ class Fots:
         kept = view.kept
         assert kept is not None
 
+        def is_over() -> bool:
+            return self.open.get(opened.name) is not opened
+
         async def give_way(floor_offset: int) -> None:
+            if is_over():
+                return
             problem = "the history's limit was reached, and pins_at_limit is end"
             if self._limits.save:
                 try:
@@ -280,6 +285,8 @@ class Fots:
                     await projector.reader.next_offset()
                     problem = f"the history's limit was reached: {exc.message}"
                 else:
+                    if is_over():  # its pin is gone, and is not to come back
+                        return
                     log.info(
                         "fot=%s volume=%s kept=%d upto=%d", opened.name, name, kept.kept_bytes, kept.upto
                     )
@@ -312,6 +319,8 @@ class Fots:
         opened = self.open.pop(name, None)
         if opened is not None:
             await self._close(opened)
+            for volume in opened.views:
+                self.full.pop((name, volume), None)
 
     async def shut_all(self) -> None:
         """The process ends: tests and their scratches wait for the next one."""

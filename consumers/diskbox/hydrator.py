@@ -89,6 +89,8 @@ class Hydrator:
         self._done_upto = -1
         """Needed events up to this offset are in the file."""
         self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
+        """A write that goes on in its thread, whoever gave up waiting for it."""
         self.state = "waiting"
         """waiting, planning, running, done, stopped or failed."""
         self.problem = ""
@@ -155,6 +157,10 @@ class Hydrator:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        # Or a later life of this would write newer data, and it older ones over them.
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+            self._writing = None
         if self.state != "done":
             self.state = "stopped"
 
@@ -274,7 +280,9 @@ class Hydrator:
         _check_reserve(self._path)
         writes = coalesce(changes)
         with storage_errors("write", self._path):
-            await self._file.run(write_all, writes)
+            self._writing = asyncio.ensure_future(self._file.run(write_all, writes))
+            await asyncio.shield(self._writing)
+        self._writing = None
         self.bytes += sum(write.length for write in writes)
 
     def _advance(self, journal_offset: int) -> None:

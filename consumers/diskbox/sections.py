@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rephub.consumers.diskbox.files import storage_errors
@@ -58,20 +58,12 @@ class Sections:
 
     async def chain(self, first_offset: int) -> list[Section]:
         """The section that begins at an offset and those that follow it without a hole; damaged ones are deleted."""
-        return await asyncio.to_thread(lambda: list(self._chain(first_offset)))
-
-    def _chain(self, first_offset: int) -> Iterator[Section]:
-        while (path := self._files.get(first_offset)) is not None:
-            try:
-                section = decoded(path.read_bytes())
-                if section.first_offset != first_offset:
-                    raise ValueError(f"it begins at {section.first_offset}")  # noqa: TRY301 - damaged like others
-            except (OSError, ValueError) as exc:
-                log.warning("section=%s not_used=%s", path, exc)
-                self.forget(first_offset)
-                return
-            yield section
-            first_offset = section.last_offset + 1
+        # Threads never touch what is known of the files: others drop some meanwhile.
+        found = await asyncio.to_thread(lambda files: list(_chain(files, first_offset)), dict(self._files))
+        next_offset = found[-1].last_offset + 1 if found else first_offset
+        if next_offset in self._files:
+            self.forget(next_offset)
+        return found
 
     def forget(self, first_offset: int) -> None:
         """Delete the section that begins at an offset, and all that begin after it."""
@@ -99,10 +91,14 @@ class Sections:
                 log.warning("section not written: %s", exc.message)
             self._failed = True
         else:
+            self._files[section.first_offset] = self._path(section)
             self._failed = False
 
+    def _path(self, section: Section) -> Path:
+        return self.directory / f"{section.first_offset:020d}{SUFFIX}"
+
     def _write(self, section: Section) -> None:
-        path = self.directory / f"{section.first_offset:020d}{SUFFIX}"
+        path = self._path(section)
         temporary = path.with_suffix(".new")
         with storage_errors("write", path):
             try:
@@ -112,7 +108,20 @@ class Sections:
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
-        self._files[section.first_offset] = path
+
+
+def _chain(files: Mapping[int, Path], first_offset: int) -> Iterator[Section]:
+    """Sections without a hole between them, up to one that is not there or damaged."""
+    while (path := files.get(first_offset)) is not None:
+        try:
+            section = decoded(path.read_bytes())
+            if section.first_offset != first_offset:
+                raise ValueError(f"it begins at {section.first_offset}")  # noqa: TRY301 - damaged like others
+        except (OSError, ValueError) as exc:
+            log.warning("section=%s not_used=%s", path, exc)
+            return
+        yield section
+        first_offset = section.last_offset + 1
 
 
 async def restore(

@@ -73,6 +73,7 @@ class View:
         """Called when a write is refused because the scratch is at its limit."""
         self.size_bytes = projector.timeline.size_at(offset) if kept is None else kept.size_bytes
         self._write_lock = asyncio.Lock()
+        self._keep_lock = asyncio.Lock()
 
     @property
     def info(self) -> ExportInfo:
@@ -229,7 +230,8 @@ class View:
             StorageError, RequestError: it cannot be kept; the view must end before the floor rises.
         """
         assert self.kept is not None
-        await self.kept.keep(floor_offset, self.scratch.map if self.scratch else None, self._read_below)
+        async with self._keep_lock:
+            await self.kept.keep(floor_offset, self.scratch.map if self.scratch else None, self._read_below)
 
     def status(self) -> dict[str, Any]:
         """What it costs, and how far it is hydrated."""
@@ -245,11 +247,12 @@ class View:
         """Let go of all files; `discard`: and delete them."""
         if self.hydrator is not None:
             await self.hydrator.close()
-        for files in (self.scratch, self.kept):
-            if files is not None and discard:
-                files.discard()
-            elif files is not None:
-                files.close()
+        async with self._keep_lock:
+            for files in (self.scratch, self.kept):
+                if files is not None and discard:
+                    files.discard()
+                elif files is not None:
+                    files.close()
 
     async def trim(self, start: int, length: int) -> None:
         """A hint; the content stays."""

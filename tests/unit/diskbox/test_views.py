@@ -342,6 +342,30 @@ async def test_without_what_was_kept_a_test_is_over_and_says_why(short_dir) -> N
         assert "diskbox restarted" in fot.reason
 
 
+async def test_a_test_that_is_stopped_while_it_gives_way_leaves_no_pin(short_dir, monkeypatch) -> None:
+    """Its files go once what is kept for it is written; the floor rises then."""
+    site = make_site(short_dir)
+    async with running(site):
+        model = await protected(site)
+        await site.fot("f", ["v"], "latest", "")
+        keeping = asyncio.Event()
+        keep_range = Kept._keep_range
+
+        async def slowly(*args) -> None:
+            keeping.set()
+            await asyncio.sleep(0.02)
+            await keep_range(*args)
+
+        monkeypatch.setattr(Kept, "_keep_range", slowly)
+        overrunning = asyncio.create_task(overrun(site, model))
+        await keeping.wait()
+        await site.stop_fot("f")
+        await overrunning
+        await site.until(lambda _: site.status("v")["applied_offset"] > model.last - 60, "the floor rises")
+        assert site.status("v")["pins"] == {}
+        assert [path for path in (short_dir / "diskbox/box/fots").rglob("*") if path.is_file()] == []
+
+
 async def test_an_outage_ends_no_test_that_is_to_give_way(short_dir) -> None:
     store = MemoryJournalStore()
     site = DiskboxSite(short_dir, store, MemoryControlLog(), limits=Limits(1 << 30, 0, save=True))
@@ -373,7 +397,8 @@ async def test_a_test_that_cannot_give_way_ends_and_says_why(short_dir, why) -> 
     site = make_site(short_dir, save=not configured, scratch_bytes=1 << 30 if configured else 8192)
     async with running(site):
         model = await protected(site)
-        fot = await site.fot("f", ["v"], "latest", "")
+        # A read-only one has no scratch whose loss would keep it from being opened again.
+        fot = await site.fot("f", ["v"], "latest", "", read_only=configured)
         client = await NbdClient.connect_uri(fot.views[0]["uri"])
         await overrun(site, model)
         ended = await site.until(
@@ -386,6 +411,7 @@ async def test_a_test_that_cannot_give_way_ends_and_says_why(short_dir, why) -> 
         await client.close()
         await site.until(lambda _: site.status("v")["pins"] == {}, "no pin")
         await site.until(lambda _: site.status("v")["journal_bytes"] < 80_000, "history within its limit")
+        assert not site.diskbox.fots.open
 
 
 async def test_a_full_scratch_is_said_once(short_dir) -> None:
