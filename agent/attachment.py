@@ -103,6 +103,7 @@ class Attachment:
         self._journals = journals
         self._bitmaps = bitmaps
         self._batch_bytes = int(settings.batch_bytes)
+        self._linger_seconds = settings.linger_ms / 1000
         self._lost = lost
         self._closing = False
         """QEMU lets go at our wish."""
@@ -131,6 +132,7 @@ class Attachment:
             buffer_bytes=int(settings.buffer_bytes),
             delay_max_ms=settings.delay_max_ms,
             wake=self._wake,
+            offer=self._offer,
             lost=self._fail,
             ended=self._qemu_left,
         )
@@ -161,6 +163,7 @@ class Attachment:
             epoch=spec.epoch,
             next_offset=spec.epoch_offset + 1,
             batch_bytes=self._batch_bytes,
+            linger_seconds=self._linger_seconds,
             acked=self._acked,
         )
         self._start(self._publisher.run())
@@ -390,6 +393,10 @@ class Attachment:
     def _wake(self) -> None:
         if self._publisher:
             self._publisher.wake()
+
+    def _offer(self) -> None:
+        if self._publisher:
+            self._publisher.offer()
 
     async def _tick(self) -> None:
         while True:

@@ -55,7 +55,8 @@ class Capture:
         overload_policy: what happens when the buffer fills.
         buffer_bytes: its limit.
         delay_max_ms: limit of a throttled answer's delay.
-        wake: tells the publisher that there is something.
+        wake: tells the publisher that there is something, and that somebody waits for its ack.
+        offer: the same, and nobody waits.
         lost: called when capture cannot go on.
         ended: called when QEMU closed the connection; what was captured is still to be published.
     """
@@ -71,6 +72,7 @@ class Capture:
         buffer_bytes: int,
         delay_max_ms: int,
         wake: Callable[[], None],
+        offer: Callable[[], None],
         lost: Callable[[RephubError], None],
         ended: Callable[[RephubError], None],
     ) -> None:
@@ -82,6 +84,7 @@ class Capture:
         self._buffer_bytes = buffer_bytes
         self._delay_max_ms = delay_max_ms
         self._wake = wake
+        self._offer = offer
         self._lost = lost
         self._ended = ended
         self.touched = Touched()
@@ -113,7 +116,10 @@ class Capture:
             else:
                 # The export has nothing to read: EIO makes a QEMU that tries end its job, not its guest.
                 connection.reply(request.cookie, errno.EIO)
-        self._wake()
+        if self._policy is AckPolicy.JOURNAL or self._marks.away:
+            self._wake()
+        else:
+            self._offer()
         if overload.is_full(self._queue.unacked_bytes, self._buffer_bytes):
             self._lost(
                 UnavailableError(

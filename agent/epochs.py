@@ -77,7 +77,7 @@ async def scan(
     while at < next_offset:
         for stored in await reader.fetch(at):
             if at <= stored.journal_offset < next_offset:
-                record = started(stored.value)
+                record = started(bytes(stored.value))
                 if record is not None and follows(record, epoch, joining=joining):
                     epoch, joining = record.epoch, False
             at = max(at, stored.journal_offset + 1)
@@ -185,7 +185,7 @@ async def _append(journals: JournalStore, volume: str, value: bytes) -> int:
 async def _is_ours(reader: JournalReader, offset: int, attachment_id: str) -> bool:
     for stored in await reader.fetch(offset):
         if stored.journal_offset == offset:
-            record = started(stored.value)
+            record = started(bytes(stored.value))
             return record is not None and record.attachment_id.hex() == attachment_id
     return False
 

@@ -51,6 +51,24 @@ class Envelope:
                 return
         self._chunks.append(_Chunk(journal_offset, captured_at_max))
 
+    def note_all(self, first_offset: int, captured_at: Int64s) -> None:
+        """The times of consecutive events from an offset on."""
+        maxima = np.maximum.accumulate(np.concatenate(([self._last_at], captured_at)))
+        grows = np.nonzero(maxima[1:] > maxima[:-1])[0]
+        offsets, at = grows + first_offset, maxima[1:][grows]
+        if not len(at):
+            return
+        if self._chunks:
+            chunk = self._chunks[-1]
+            room = max(0, CHUNK_ENTRIES - len(chunk.at))
+            room = min(room, int(np.searchsorted(at - chunk.base_at, DELTA_MAX, side="right")))
+            room = min(room, int(np.searchsorted(offsets - chunk.base_offset, DELTA_MAX, side="right")))
+            chunk.offsets.frombytes((offsets[:room] - chunk.base_offset).astype(np.uint32).tobytes())
+            chunk.at.frombytes((at[:room] - chunk.base_at).astype(np.uint32).tobytes())
+            self._last_at = int(at[room - 1]) if room else self._last_at
+            offsets, at = offsets[room:], at[room:]
+        self.extend(offsets, at)
+
     def after(self, journal_offset: int) -> tuple[Int64s, Int64s]:
         """Where it grows after an offset, and to what."""
         first = max(0, bisect_right(self._chunks, journal_offset, key=lambda chunk: chunk.base_offset) - 1)
@@ -127,6 +145,16 @@ class ByteCurve:
         if self._head - (self._totals[-1] if self._totals else self._base) >= SAMPLE_BYTES:
             self._offsets.append(journal_offset)
             self._totals.append(self._head)
+
+    def note_all(self, first_offset: int, lengths: Int64s) -> None:
+        """As `note`, of consecutive records from an offset on."""
+        heads = np.cumsum(lengths) + self._head
+        last, row = self._totals[-1] if self._totals else self._base, 0
+        while (row := row + int(heads[row:].searchsorted(last + SAMPLE_BYTES))) < len(heads):
+            last = int(heads[row])
+            self._offsets.append(first_offset + row)
+            self._totals.append(last)
+        self._head = int(heads[-1])
 
     @property
     def head(self) -> int:

@@ -6,12 +6,14 @@ and *adopted* by a later life of the fold in place of these records.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from rephub.core.codec.runs import Item, Run
 from rephub.core.errors import IntegrityError
 from rephub.projections.index import DATA, ZERO, Index
 from rephub.projections.journal_fold import FoldState, JournalFold, Verdict
-from rephub.projections.rot import Event, Readable
+from rephub.projections.rot import Readable
 from rephub.projections.section import Facts, Section
 from rephub.projections.timeline import Timeline
 from rephub.schemas.journal import Record, SyncData, Write, Zero
@@ -72,6 +74,27 @@ class Head:
         self._bytes += record_bytes
         return verdict
 
+    def take_run(self, run: Run) -> bool:
+        """Take in a run that is no longer than `room`.
+
+        Returns:
+            False: not all of it is to be applied; nothing was taken in, it has to be taken one by one.
+        """
+        if not self.fold.feed_run(run):
+            return False
+        self.index.add_all(run.first_offset, run.starts, run.lengths, DATA)
+        self.timeline.feed_run(run)
+        self._bytes += int(run.value_bytes.sum())
+        return True
+
+    @property
+    def room(self) -> int:
+        """Records until a section should end; at least 1."""
+        records = self.offset - self._before.last_offset
+        if self._bytes >= SECTION_BYTES:
+            return 1
+        return max(1, min(self.index.room, SECTION_RECORDS - records))
+
     @property
     def is_cut_due(self) -> bool:
         """Whether a section should end here."""
@@ -113,7 +136,7 @@ class Head:
         self._before, self._bytes = replace(facts.after), 0
         return True
 
-    def rots(self, events: list[Event]) -> tuple[int, IntegrityError, bool] | None:
+    def rots(self, events: Sequence[Item]) -> tuple[int, IntegrityError, bool] | None:
         """Look for an event that could be read once and cannot be any more; points that depend on it end here.
 
         Args:

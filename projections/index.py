@@ -10,6 +10,7 @@ same whatever the length of the history. Extents wider than `WIDE_BUCKETS` bucke
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ KEPT = 4
 HYDRATED = 5
 """Kinds of `Piece`: where the bytes of a piece are."""
 
+Int64s = npt.NDArray[np.int64]
 Rows = Iterable[tuple[int, int, int, int]]
 """(journal offset, start, end, kind)."""
 
@@ -108,17 +110,25 @@ class Segment:
     def sealed(cls, events: _Open) -> Segment:
         """The segment of these events."""
         base = events.offsets[0]
-        buckets = sorted(events.buckets)
-        counts = [len(events.buckets[bucket]) for bucket in buckets]
+        starts, lengths = np.array(events.starts, np.int64), np.array(events.lengths, np.int64)
+        first, last = _buckets(starts, lengths)
+        is_wide = last - first >= WIDE_BUCKETS
+        narrow = np.nonzero(~is_wide)[0]
+        counts = (last - first + 1)[narrow]
+        # Each narrow row once for each bucket that it touches.
+        rows = np.repeat(narrow, counts)
+        touched = np.repeat(first[narrow] - np.cumsum(counts) + counts, counts) + np.arange(len(rows))
+        order = np.argsort(touched, kind="stable")
+        buckets, bucket_first = np.unique(touched[order], return_index=True)
         columns = {
             "offsets": np.array(events.offsets, np.int64) - base,
-            "starts": events.starts,
-            "lengths": events.lengths,
+            "starts": starts,
+            "lengths": lengths,
             "kinds": events.kinds,
             "buckets": buckets,
-            "bucket_first": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-            "order": [row for bucket in buckets for row in events.buckets[bucket]],
-            "wide": events.wide,
+            "bucket_first": np.append(bucket_first, len(rows)),
+            "order": rows[order],
+            "wide": np.nonzero(is_wide)[0],
         }
         return cls(base, {name: np.asarray(columns[name]).astype(kind) for name, kind in ARRAYS.items()})
 
@@ -188,6 +198,11 @@ class Segment:
         return _totals(self.offsets[chosen], self.lengths[chosen])
 
 
+def _buckets(starts: Any, lengths: Any) -> tuple[Any, Any]:
+    """The first and the last bucket that extents touch. Works on arrays."""
+    return starts >> BUCKET_BITS, (starts + lengths - 1) >> BUCKET_BITS
+
+
 def _totals(offsets: npt.NDArray[np.uint32], lengths: npt.NDArray[np.uint32]) -> tuple[int, int]:
     """Events, of which each may have several rows one after the other, and bytes."""
     events = int(np.count_nonzero(np.diff(offsets))) + 1 if len(offsets) else 0
@@ -204,7 +219,7 @@ class _Open:
         self.starts: list[int] = []
         self.lengths: list[int] = []
         self.kinds: list[int] = []
-        self.buckets: dict[int, list[int]] = {}
+        self.buckets: defaultdict[int, list[int]] = defaultdict(list)
         self.wide: list[int] = []
 
     def __len__(self) -> int:
@@ -217,12 +232,28 @@ class _Open:
         self.starts.append(start)
         self.lengths.append(length)
         self.kinds.append(kind)
-        first, last = start >> BUCKET_BITS, (start + length - 1) >> BUCKET_BITS
+        first, last = _buckets(start, length)
         if last - first >= WIDE_BUCKETS:
             self.wide.append(row)
             return
         for bucket in range(first, last + 1):
-            self.buckets.setdefault(bucket, []).append(row)
+            self.buckets[bucket].append(row)
+
+    def add_all(self, first_offset: int, starts: Int64s, lengths: Int64s, kind: int) -> None:
+        """Append the extents of consecutive events."""
+        first, last = _buckets(starts, lengths)
+        if (first != last).any():
+            for row, extent in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+                self.add(first_offset + row, *extent, kind)
+            return
+        row, count = len(self.offsets), len(starts)
+        self.offsets.extend(range(first_offset, first_offset + count))
+        self.starts.extend(starts.tolist())
+        self.lengths.extend(lengths.tolist())
+        self.kinds.extend([kind] * count)
+        buckets = self.buckets
+        for number, bucket in enumerate(first.tolist(), row):
+            buckets[bucket].append(number)
 
     def _candidates(self, start: int, end: int) -> list[int]:
         first, last = start >> BUCKET_BITS, (end - 1) >> BUCKET_BITS
@@ -299,10 +330,21 @@ class Index:
             self._open.add(journal_offset, start, step, kind)
             start += step
 
+    def add_all(self, first_offset: int, starts: Int64s, lengths: Int64s, kind: int) -> None:
+        """Take in consecutive events from an offset on, each shorter than LENGTH_MAX, no more than `room`."""
+        if self.is_full:
+            self.seal()
+        self._open.add_all(first_offset, starts, lengths, kind)
+
+    @property
+    def room(self) -> int:
+        """Rows that the open segment can still take."""
+        return max(0, SEGMENT_EVENTS - len(self._open))
+
     @property
     def is_full(self) -> bool:
         """Whether the next event begins a new segment."""
-        return len(self._open) >= SEGMENT_EVENTS
+        return not self.room
 
     def seal(self) -> Segment | None:
         """Close the open segment; it, if it holds anything."""

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from rephub.core.codec.runs import Run
 from rephub.core.documents import record_of
 from rephub.core.errors import IntegrityError
 from rephub.schemas.journal import (
@@ -135,8 +136,8 @@ def epoch_follows(state: FoldState, record: EpochStarted) -> bool:
     return record.prev_epoch == record.epoch - 1 and 1 <= ahead <= 1 + state.unread
 
 
-def is_current(state: FoldState, record: Record) -> bool:
-    """Whether the record is of the current attachment."""
+def is_current(state: FoldState, record: Record | Run) -> bool:
+    """Whether the record, or the run, is of the current attachment."""
     return record.epoch == state.epoch and record.attachment_id.hex() == state.attachment_id
 
 
@@ -153,7 +154,7 @@ def offset_fault(state: FoldState, journal_offset: int) -> str:
     return f"the journal offset {verb} from {state.last_offset} to {journal_offset}"
 
 
-def seq_fault(state: FoldState, record: Record) -> str:
+def seq_fault(state: FoldState, record: Record | Run) -> str:
     """Why the sequence number cannot follow, or an empty string."""
     if record.seq == state.next_seq:
         return ""
@@ -205,6 +206,33 @@ class JournalFold:
             state.fenced_events += 1
             return Verdict.FENCED
         return self._feed_event(journal_offset, record)
+
+    def feed_run(self, run: Run) -> bool:
+        """Take in a run of which every event is to be applied.
+
+        Returns:
+            False: not all are; nothing was taken in, they have to be fed one by one.
+        """
+        state = self.state
+        low, high = int(run.starts.min()), int((run.starts + run.lengths).max())
+        if (
+            state.poison_offset is not None
+            or not is_current(state, run)
+            or offset_fault(state, run.first_offset)
+            or seq_fault(state, run)
+            or extent_fault(state, low, high - low)
+            or not run.lengths.all()
+        ):
+            return False
+        state.last_offset, state.last_epoch, state.last_seq = (
+            run.last_offset,
+            run.epoch,
+            run.seq + len(run) - 1,
+        )
+        state.last_crc, state.checkpoint = run.last_crc.hex(), None
+        state.next_seq += len(run)
+        state.captured_at_max = max(state.captured_at_max, int(run.captured_at.max()))
+        return True
 
     def _feed_event(self, journal_offset: int, record: Record) -> Verdict:
         state = self.state

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from rephub.core.codec.runs import Item, Run
 from rephub.core.errors import IntegrityError
 from rephub.projections.journal_fold import ESTABLISHING, Verdict
 from rephub.schemas.journal import EpochStarted, Record, SyncCompleted, SyncStarted
-
-Event = tuple[int, Record | IntegrityError]
 
 
 @dataclass(slots=True)
@@ -44,9 +43,12 @@ class Readable:
         elif isinstance(record, SyncCompleted) and verdict is Verdict.MARKER and self.establishing:
             self.whole.append((self.epoch_offset, journal_offset))
 
-    def rotten(self, events: Iterable[Event]) -> tuple[int, IntegrityError] | None:
+    def rotten(self, items: Iterable[Item]) -> tuple[int, IntegrityError] | None:
         """The first event that could be read before; from now on it counts as judged."""
-        for journal_offset, record in events:
+        for item in items:
+            if isinstance(item, Run):
+                continue
+            journal_offset, record = item
             if isinstance(record, IntegrityError) and journal_offset not in self.judged:
                 self.judged.add(journal_offset)
                 # A sync that it is part of is whole no more.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
+from rephub.core.codec.runs import Run
 from rephub.core.errors import IntegrityError
 from rephub.projections.envelope import ByteCurve, Envelope, Int64s
 from rephub.projections.journal_fold import FoldState, Verdict
@@ -157,6 +158,12 @@ class Timeline:
                     offset, record.checkpoint, record.captured_at, record.kind, record.periodic, record.group
                 )
             )
+
+    def feed_run(self, run: Run) -> None:
+        """Take in a run of which every event is to be applied."""
+        self.head_offset = run.last_offset
+        self.envelope.note_all(run.first_offset, run.captured_at)
+        self.bytes.note_all(run.first_offset, run.value_bytes)
 
     def cut(self) -> tuple[Stretch, dict[str, Int64s]]:
         """What came since the cut before, or since the beginning: the stretch and its curves, see CURVES."""

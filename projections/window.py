@@ -32,11 +32,6 @@ _FOR_EVER = 1 << 40
 """Seconds."""
 
 
-def due(journal_offset: int, last_offset: int) -> bool:
-    """Whether an event is to be applied when everything up to `last_offset` (inclusive) is."""
-    return journal_offset <= last_offset
-
-
 def floor_target(timeline: Timeline, history: History, pins: Collection[int]) -> int:
     """The offset up to which events may be applied now; the present floor where they may not.
 

@@ -7,24 +7,21 @@ applied recorded durably. Replaying from applied gives the same content, so noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rephub.consumers.diskbox.position import Position, save_position
 from rephub.consumers.diskbox.recovery import RecoveryVolume
-from rephub.core.errors import IntegrityError
+from rephub.core.codec.runs import Event, Item, Run, last_offset
 from rephub.projections.coalesce import Change, coalesce
 from rephub.projections.journal_fold import JournalFold, Verdict
-from rephub.schemas.journal import Record, SyncData, Write, Zero
+from rephub.schemas.journal import SyncData, Write, Zero
 
 CRASH_POINTS = (
     "before_intent", "after_intent", "after_half_of_the_writes", "after_writes", "after_fdatasync", "after_applied",
 )  # fmt: skip
 """Where a test may let the process die."""
-
-Event = tuple[int, Record | IntegrityError]
-"""(journal offset, decoded record or why it could not be)."""
 
 CrashPoint = Callable[[str], None]
 
@@ -71,19 +68,23 @@ class Applier:
         await self._save(replace(self.position, intent_offset=intent_offset))
         self._crash_point("after_intent")
 
-    async def apply(self, events: Sequence[Event]) -> None:
-        """Apply the events that follow the applied offset, up to the intent at most.
+    async def apply(self, items: Sequence[Item]) -> None:
+        """Apply the events and runs that follow the applied offset, up to the intent at most.
 
         Raises:
             StorageError: half of it may be in the volume; open it anew and apply again from `applied_offset`.
         """
-        if not events:
+        if not items:
             return
-        if events[-1][0] > self.intent_offset:
-            raise ValueError(f"offset {events[-1][0]} is above the intent {self.intent_offset}")
+        if last_offset(items[-1]) > self.intent_offset:
+            raise ValueError(f"offset {last_offset(items[-1])} is above the intent {self.intent_offset}")
         fold = JournalFold(replace(self.position.applied))
-        changes: list[Change] = []
-        for journal_offset, record in events:
+        changes: list[Change | Run] = []
+        for event in _judged(fold, items):
+            if isinstance(event, Run):
+                changes.append(event)
+                continue
+            journal_offset, record = event
             size_bytes = fold.state.size_bytes
             verdict = fold.feed(journal_offset, record)
             if verdict is Verdict.APPLY and isinstance(record, (Write, SyncData, Zero)):
@@ -99,7 +100,7 @@ class Applier:
         await self._save(replace(self.position, applied=fold.state))
         self._crash_point("after_applied")
 
-    async def _write(self, changes: list[Change]) -> None:
+    async def _write(self, changes: list[Change | Run]) -> None:
         writes = coalesce(changes)
         half = (len(writes) + 1) // 2
         if half:
@@ -115,3 +116,12 @@ class Applier:
     async def _save(self, position: Position) -> None:
         await asyncio.to_thread(save_position, self.directory, position)
         self.position = position
+
+
+def _judged(fold: JournalFold, items: Sequence[Item]) -> Iterator[Event | Run]:
+    """The items, those runs that the fold has taken in as a whole as runs, all else one by one and not yet fed."""
+    for item in items:
+        if isinstance(item, Run) and not fold.feed_run(item):
+            yield from item.events()
+        else:
+            yield item

@@ -6,10 +6,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from rephub.consumers.diskbox.applier import Event
 from rephub.core.codec import decode_journal
+from rephub.core.codec.runs import Event, decode
 from rephub.core.errors import IntegrityError
-from rephub.core.journal.port import JournalReader, StoredRecord
+from rephub.core.journal.port import JournalReader, StoredRecords
 from rephub.projections.journal_fold import FoldState
 from rephub.schemas.journal import SyncData, Write
 
@@ -22,14 +22,6 @@ AHEAD_BYTES = 128 << 10
 """What comes along with one event: its batch, whatever that holds, and a little more."""
 FETCHES_MAX = 8
 """Under way for one read of a view."""
-
-
-def decode(record: StoredRecord) -> Event:
-    """A stored record as the folds take it: decoded, or the reason why it cannot be."""
-    try:
-        return record.journal_offset, decode_journal(record.value)
-    except IntegrityError as exc:
-        return record.journal_offset, exc
 
 
 def _identity(epoch: int, seq: int, crc: str) -> str:
@@ -98,7 +90,7 @@ class JournalSource:
         """
         return [decode(record) for record in await self.records(first_offset, bytes_max)]
 
-    async def records(self, first_offset: int, bytes_max: int) -> list[StoredRecord]:
+    async def records(self, first_offset: int, bytes_max: int) -> StoredRecords:
         """As `events`, not decoded."""
         self.fetches += 1
         return await self._reader.fetch(first_offset, bytes_max)
@@ -152,7 +144,8 @@ class JournalSource:
         for record in reversed(await self._reader.fetch(journal_offset, AHEAD_BYTES)):
             if record.journal_offset not in self._cache:
                 self.cached_bytes += len(record.value)
-            self._cache[record.journal_offset] = record.value
+            # Copied: a view would hold all that was fetched with it.
+            self._cache[record.journal_offset] = bytes(record.value)
         while self.cached_bytes > self._cache_bytes_max and len(self._cache) > 1:
             _, value = self._cache.popitem(last=False)
             self.cached_bytes -= len(value)

@@ -12,21 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
-from rephub.consumers.diskbox.applier import Applier, Event
+from rephub.consumers.diskbox.applier import Applier
 from rephub.consumers.diskbox.files import is_away, is_full
-from rephub.consumers.diskbox.journal_source import JournalSource, decode
+from rephub.consumers.diskbox.journal_source import JournalSource
 from rephub.consumers.diskbox.recent import Recent
 from rephub.consumers.diskbox.sections import Sections, restore
 from rephub.consumers.diskbox.signals import Signal
+from rephub.core.codec.runs import Event, Item, Run, between, data_bytes, decode_all, last_offset
 from rephub.core.errors import IntegrityError, NotFoundError, RephubError, StorageError, UnavailableError
-from rephub.core.journal.port import JournalReader, StoredRecord
+from rephub.core.journal.port import JournalReader, StoredRecords
 from rephub.projections.head import Head
 from rephub.projections.index import Index
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.projections.timeline import Timeline
-from rephub.projections.window import History, due, floor_target, forced_floor, is_cut
+from rephub.projections.window import History, floor_target, forced_floor, is_cut
 from rephub.schemas.journal import Digest
 
 log = logging.getLogger(__name__)
@@ -195,15 +196,13 @@ class Projector:
                 return
 
     async def _follow(self) -> None:
-        await restore(self._head, self._sections, self.source, self._take, self._adopted)
+        await restore(self._head, self._sections, self.source, self._take_all, self._adopted)
         self.changed.notify()
         async for records in self.reader.tail(self.head_offset + 1):
-            for record in records:
-                self._take(record)
-                if self._head.is_cut_due:
-                    section = self._head.cut()
-                    if section is not None and not self._at_once():
-                        await self._sections.keep(section)
+            for item in decode_all(records):
+                for part in self._parts(item):
+                    self._take(part, records)
+                    await self._cut()
             self.changed.notify()
             await asyncio.sleep(0)
             while self._recent.is_full:
@@ -214,13 +213,49 @@ class Projector:
         self._say_poison(poison_before)
         self.changed.notify()
 
-    def _take(self, stored: StoredRecord) -> None:
-        event = decode(stored)
+    async def _cut(self) -> None:
+        """End a section where one should."""
+        if self._head.is_cut_due:
+            section = self._head.cut()
+            if section is not None and not self._at_once():
+                await self._sections.keep(section)
+
+    def _take_all(self, records: StoredRecords) -> None:
+        """Take in records without ending sections where they are full."""
+        for item in decode_all(records):
+            for part in self._parts(item):
+                self._take(part, records)
+
+    def _parts(self, item: Item) -> Iterator[Item]:
+        """An event as it is, a run in parts that do not go beyond the end of a section."""
+        if not isinstance(item, Run):
+            yield item
+            return
+        first = 0
+        while first < len(item):
+            next_ = min(len(item), first + self._head.room)
+            yield item.part(first, next_)
+            first = next_
+
+    def _take(self, item: Item, records: StoredRecords) -> None:
+        """Take in an event, or a run that fits the section; it is one of these records, or several."""
+        if not isinstance(item, Run):
+            self._take_event(item, records.value_bytes(item[0]))
+        elif self._head.take_run(item):
+            self._keep_recent(item, int(item.value_bytes.sum()))
+        else:
+            for event in item.events():
+                self._take_event(event, records.value_bytes(event[0]))
+
+    def _keep_recent(self, item: Item, value_bytes: int) -> None:
+        if self._at_once() and self.storage is None and self._frozen_at is None:
+            self._recent.add(item, value_bytes)
+
+    def _take_event(self, event: Event, value_bytes: int) -> None:
         journal_offset, record = event
         before = self._head.state.poison_offset
-        verdict = self._head.take(journal_offset, record, len(stored.value))
-        if self._at_once() and self.storage is None and self._frozen_at is None:
-            self._recent.add(event, len(stored.value))
+        verdict = self._head.take(journal_offset, record, value_bytes)
+        self._keep_recent(event, value_bytes)
         if verdict is Verdict.MARKER and isinstance(record, Digest) and self.on_digest is not None:
             self.on_digest(journal_offset, record)
         self._say_poison(before)
@@ -270,7 +305,7 @@ class Projector:
         await self._pass_pins()
         target = self._target()
         # Read before the floor rises: a record that cannot be read any more is to cost no point below it.
-        ahead = await self._events_due(target)
+        ahead = await self._items_due(target)
         if self._rots(ahead):
             return True
         # Points may have been pinned meanwhile.
@@ -287,12 +322,13 @@ class Projector:
                 await self.changed.wait(RETRY_SECONDS)
                 continue
             last = min(self.applier.intent_offset, self.head_offset)
-            events = [event for event in ahead if due(event[0], last)] or await self._events_due(last)
-            if self._rots(events):
+            first = self.applier.applied_offset + 1
+            items = between(ahead, first, last) or await self._items_due(last)
+            if self._rots(items):
                 return True
-            if not events:
+            if not items:
                 raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
-            ahead = await self._apply(events, last)
+            ahead = await self._apply(items, last)
             self._head.drop(self.applier.applied_offset)
             self._sections.drop(self.applier.applied_offset)
             self._storage_is_back()
@@ -300,7 +336,7 @@ class Projector:
             self.changed.notify()
             moved = True
             if self._frozen_at is not None and self._rate:
-                await asyncio.sleep(sum(_data_bytes(record) for _, record in events) / self._rate)
+                await asyncio.sleep(sum(map(data_bytes, items)) / self._rate)
         return moved
 
     async def _pass_pins(self) -> None:
@@ -313,13 +349,13 @@ class Projector:
             if self.pins.get(holder, forced) < forced:
                 await give_way(forced)
 
-    async def _apply(self, events: list[Event], last_offset: int) -> list[Event]:
-        """Apply events; what follows them up to `last_offset` is read meanwhile. Returns what was read, if anything."""
+    async def _apply(self, items: list[Item], last: int) -> list[Item]:
+        """Apply items; what follows them up to `last` is read meanwhile. Returns what was read, if anything."""
         following = None
-        if events[-1][0] < last_offset and self._recent.is_empty:
-            following = asyncio.create_task(self._fetched(events[-1][0] + 1, last_offset))
+        if last_offset(items[-1]) < last and self._recent.is_empty:
+            following = asyncio.create_task(self._fetched(last_offset(items[-1]) + 1, last))
         try:
-            await self.applier.apply(events)
+            await self.applier.apply(items)
             with contextlib.suppress(UnavailableError, IntegrityError):
                 return await following if following is not None else []
             return []  # the next try says what is wrong
@@ -344,7 +380,7 @@ class Projector:
         """The point that is to be applied exactly cannot be reached: an event below it cannot be read any more."""
         return self._frozen_at is not None and self.timeline.is_spoiled(self._frozen_at)
 
-    def _rots(self, events: list[Event]) -> bool:
+    def _rots(self, events: list[Item]) -> bool:
         """Whether one of the events could be read once and cannot be any more; points that depend on it end here."""
         found = self._head.rots(events)
         if found is None:
@@ -381,23 +417,21 @@ class Projector:
             if not is_full(error):
                 self._on_resumed(self.applier.applied_offset)
 
-    async def _events_due(self, last_offset: int) -> list[Event]:
-        """The next events to apply, up to `last_offset` and about APPLY_BYTES."""
+    async def _items_due(self, last: int) -> list[Item]:
+        """What is to be applied next, up to offset `last` and about APPLY_BYTES."""
         first = self.applier.applied_offset + 1
         self._forget_recent()
-        if events := self._recent.from_offset(first, APPLY_BYTES, lambda offset: due(offset, last_offset)):
-            return events
-        return await self._fetched(first, last_offset)
+        return self._recent.between(first, last, APPLY_BYTES) or await self._fetched(first, last)
 
-    async def _fetched(self, first: int, last_offset: int) -> list[Event]:
-        events: list[Event] = []
+    async def _fetched(self, first: int, last: int) -> list[Item]:
+        items: list[Item] = []
         total = 0
-        while first <= last_offset and total < APPLY_BYTES:
-            fetched = await self.source.events(first, FETCH_BYTES)
-            events += [event for event in fetched if due(event[0], last_offset)]
-            total += sum(_data_bytes(record) for _, record in fetched)
-            first = fetched[-1][0] + 1
-        return events
+        while first <= last and total < APPLY_BYTES:
+            records = await self.source.records(first, FETCH_BYTES)
+            items += decode_all(records.upto(last))
+            total += len(records.buffer)
+            first = records.last_offset + 1
+        return items
 
     def _forget_recent(self) -> None:
         self._recent.drop(self.applier.applied_offset)
@@ -532,8 +566,3 @@ class Projector:
         """Undo `apply_exactly` or `freeze`: trail the head again."""
         self._frozen_at = None
         self.changed.notify()
-
-
-def _data_bytes(record: object) -> int:
-    """Of a record's payload."""
-    return len(getattr(record, "data", b""))

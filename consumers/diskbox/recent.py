@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
-from rephub.consumers.diskbox.applier import Event
+from rephub.core.codec.runs import Item, between, first_offset, last_offset
 
 RECENT_BYTES_MAX = 64 << 20
 """The follower waits beyond."""
 
 
 class Recent:
-    """A row of events without a hole, the newest at its end."""
+    """A row of events and runs without a hole, the newest at its end."""
 
     def __init__(self) -> None:
-        self._events: deque[tuple[Event, int]] = deque()
+        self._items: deque[tuple[Item, int]] = deque()
         self._bytes = 0
 
     @property
@@ -26,34 +25,34 @@ class Recent:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held."""
-        return not self._events
+        return not self._items
 
-    def add(self, event: Event, length: int) -> None:
-        """Keep an event of so many bytes; what it does not follow is forgotten."""
-        if self._events and self._events[-1][0][0] != event[0] - 1:
+    def add(self, item: Item, length: int) -> None:
+        """Keep an item of so many bytes; what it does not follow is forgotten."""
+        if self._items and last_offset(self._items[-1][0]) != first_offset(item) - 1:
             self.clear()
-        self._events.append((event, length))
+        self._items.append((item, length))
         self._bytes += length
 
     def clear(self) -> None:
         """Forget all."""
-        self._events.clear()
+        self._items.clear()
         self._bytes = 0
 
     def drop(self, applied_offset: int) -> None:
-        """Forget what is applied."""
-        while self._events and self._events[0][0][0] <= applied_offset:
-            self._bytes -= self._events.popleft()[1]
+        """Forget what is applied; a run that is applied in part stays."""
+        while self._items and last_offset(self._items[0][0]) <= applied_offset:
+            self._bytes -= self._items.popleft()[1]
 
-    def from_offset(self, first_offset: int, bytes_max: int, wanted: Callable[[int], bool]) -> list[Event]:
-        """Events from an offset on, about `bytes_max`, as long as their offset is wanted; none if it is not held."""
-        events: list[Event] = []
-        if not self._events or self._events[0][0][0] != first_offset:
-            return events
+    def between(self, first: int, last: int, bytes_max: int) -> list[Item]:
+        """What lies at offsets [first, last], about `bytes_max`; nothing if the first is not held."""
+        if not self._items or not first_offset(self._items[0][0]) <= first:
+            return []
+        items: list[Item] = []
         total = 0
-        for event, length in self._events:
-            if not wanted(event[0]) or total >= bytes_max:
+        for item, length in self._items:
+            if total >= bytes_max or first_offset(item) > last:
                 break
-            events.append(event)
+            items.append(item)
             total += length
-        return events
+        return between(items, first, last)

@@ -14,7 +14,7 @@ from pathlib import Path
 from rephub.consumers.diskbox.files import storage_errors
 from rephub.consumers.diskbox.journal_source import JournalSource
 from rephub.core.errors import IntegrityError, StorageError, UnavailableError
-from rephub.core.journal.port import StoredRecord
+from rephub.core.journal.port import StoredRecords
 from rephub.projections.head import Head
 from rephub.projections.section import Section, decoded, encoded
 
@@ -128,7 +128,7 @@ async def restore(
     head: Head,
     sections: Sections,
     source: JournalSource,
-    take: Callable[[StoredRecord], None],
+    take: Callable[[StoredRecords], None],
     adopted: Callable[[int | None], None],
 ) -> None:
     """Bring a head to where the sections end: they are taken in, and only what lies before and between is read.
@@ -137,15 +137,13 @@ async def restore(
         head: of the fold, at the applied offset.
         sections: of lives before; what does not fit is deleted.
         source: of the journal. While no broker answers it is waited for.
-        take: takes in one record.
+        take: takes in records.
         adopted: called after each section with the poison of before.
     """
     while (first := sections.next(head.offset + 1)) is not None:
         try:
             while head.offset + 1 < first:
-                for record in await source.records(head.offset + 1, READ_BYTES):
-                    if record.journal_offset < first:
-                        take(record)
+                take((await source.records(head.offset + 1, READ_BYTES)).upto(first - 1))
             await _adopt(head, sections, source, first, adopted)
         except IntegrityError as exc:
             log.warning("section=%d not_in_the_log=%s", first, exc.message)

@@ -5,6 +5,9 @@ Only non-negative numbers, which is all that journal headers hold. Spec: Avro 1.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from rephub.core.errors import IntegrityError
 
 LONG_BITS_MAX = 63
@@ -48,3 +51,31 @@ def decode_long(value: bytes | memoryview, at: int) -> tuple[int, int]:
     if number >> 64:
         raise IntegrityError("a number of an event has more than 64 bits", reason="malformed")
     return (number >> 1) ^ -(number & 1), at
+
+
+def decode_longs(
+    data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As `decode_long`, at many indexes at once; returns the numbers, and the indexes after them.
+
+    Raises:
+        IndexError: the data end inside one.
+        IntegrityError: one is longer than 64 bits.
+    """
+    byte = data[at]
+    number = (byte & 0x7F).astype(np.uint64)
+    at = at + 1
+    rows: npt.NDArray[np.intp] | slice = slice(None)
+    shift = 7
+    while (more := byte > 0x7F).any():
+        if shift > LONG_BITS_MAX:
+            raise IntegrityError("a number has more than 64 bits", reason="malformed")
+        if not more.all():
+            rows = np.nonzero(more)[0] if isinstance(rows, slice) else rows[more]
+        byte = data[at[rows]]
+        if shift == LONG_BITS_MAX and (byte > 1).any():
+            raise IntegrityError("a number has more than 64 bits", reason="malformed")
+        number[rows] |= (byte & 0x7F).astype(np.uint64) << np.uint64(shift)
+        at[rows] += 1
+        shift += 7
+    return (number >> np.uint64(1)).view(np.int64) ^ -(number & np.uint64(1)).view(np.int64), at

@@ -9,7 +9,7 @@ from typing import Any
 from rephub.core.codec import ControlRecord, decode_control, encode_control
 from rephub.core.control.port import Entry
 from rephub.core.errors import IntegrityError
-from rephub.core.journal.port import StoredRecord
+from rephub.core.journal.port import StoredRecords
 from rephub.core.kafka.link import KafkaAddress
 from rephub.core.kafka.producer import PartitionProducer
 from rephub.core.kafka.reader import PartitionReader
@@ -88,8 +88,8 @@ class KafkaControlLog:
         at = first_offset
         while at < next_offset:
             records = await self._reader(topic).fetch(at, READ_BYTES_MAX)
-            at = records[-1].journal_offset + 1
-            entries += self._decode([record for record in records if record.journal_offset < next_offset])
+            at = records.last_offset + 1
+            entries += self._decode(records.upto(next_offset - 1))
         return entries
 
     async def tail(self, topic: str, first_offset: int) -> AsyncIterator[list[Entry]]:
@@ -127,11 +127,11 @@ class KafkaControlLog:
         self._producers[topic] = producer
         return producer
 
-    def _decode(self, records: list[StoredRecord]) -> list[Entry]:
+    def _decode(self, records: StoredRecords) -> list[Entry]:
         entries: list[Entry] = []
         for record in records:
             try:
-                entries.append((record.journal_offset, decode_control(record.value)))
+                entries.append((record.journal_offset, decode_control(bytes(record.value))))
             except IntegrityError:
                 self.undecodable += 1
         return entries

@@ -10,7 +10,7 @@ from rephub.core.journal.port import (
     APPEND_BYTES_MAX,
     FETCH_BYTES_MAX,
     Payload,
-    StoredRecord,
+    StoredRecords,
     check_fits,
 )
 from rephub.core.kafka.link import KafkaAddress
@@ -140,11 +140,11 @@ class KafkaJournalReader:
         """See `JournalReader.next_offset`."""
         return await self._reader.next_offset()
 
-    def tail(self, first_offset: int) -> AsyncIterator[list[StoredRecord]]:
+    def tail(self, first_offset: int) -> AsyncIterator[StoredRecords]:
         """See `JournalReader.tail`."""
         return self._reader.tail(first_offset)
 
-    async def fetch(self, journal_offset: int, bytes_max: int = FETCH_BYTES_MAX) -> list[StoredRecord]:
+    async def fetch(self, journal_offset: int, bytes_max: int = FETCH_BYTES_MAX) -> StoredRecords:
         """See `JournalReader.fetch`."""
         return await self._reader.fetch(journal_offset, bytes_max)
 

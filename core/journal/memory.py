@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from rephub.core.errors import IndeterminateError, IntegrityError, NotFoundError, UnavailableError, UsageError
-from rephub.core.journal.port import BATCH_BYTES_MAX, Payload, StoredRecord, check_fits
+from rephub.core.journal.port import BATCH_BYTES_MAX, Payload, StoredRecords, check_fits
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ class MemoryJournalReader:
         """See `JournalReader.next_offset`."""
         return self._store.journal(self._volume).next_offset
 
-    async def tail(self, first_offset: int) -> AsyncIterator[list[StoredRecord]]:
+    async def tail(self, first_offset: int) -> AsyncIterator[StoredRecords]:
         """See `JournalReader.tail`."""
         store, at = self._store, first_offset
         while True:
@@ -240,7 +240,7 @@ class MemoryJournalReader:
                 continue
             records = self._records(journal, at, BATCH_BYTES_MAX)
             yield records
-            at = records[-1].journal_offset + 1
+            at = records.last_offset + 1
 
     def _moved(self, journal: _Journal, at: int) -> bool:
         store = self._store
@@ -248,7 +248,7 @@ class MemoryJournalReader:
             journal.next_offset != at or store._journals.get(self._volume) is not journal
         )
 
-    async def fetch(self, journal_offset: int, bytes_max: int = BATCH_BYTES_MAX) -> list[StoredRecord]:
+    async def fetch(self, journal_offset: int, bytes_max: int = BATCH_BYTES_MAX) -> StoredRecords:
         """See `JournalReader.fetch`."""
         journal = self._store.journal(self._volume)
         if not journal.first_offset <= journal_offset < journal.next_offset:
@@ -259,17 +259,17 @@ class MemoryJournalReader:
         """See `JournalReader.close`."""
 
     @staticmethod
-    def _records(journal: _Journal, at: int, bytes_max: int) -> list[StoredRecord]:
+    def _records(journal: _Journal, at: int, bytes_max: int) -> StoredRecords:
         """At least one record, then as many as fit."""
-        records: list[StoredRecord] = []
+        values: list[bytes] = []
         total = 0
         for index in range(at - journal.first_offset, len(journal.values)):
             value = journal.values[index]
             total += len(value)
-            if records and total > bytes_max:
+            if values and total > bytes_max:
                 break
-            records.append(StoredRecord(journal.first_offset + index, value))
-        return records
+            values.append(value)
+        return StoredRecords.of(at, values)
 
 
 def _not_in_log(volume: str, offset: int, journal: _Journal) -> IntegrityError:

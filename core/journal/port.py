@@ -7,10 +7,16 @@ Values are opaque here: `core/codec.py` knows what is in them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import NamedTuple, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from rephub.core.errors import UsageError
+
+Int64s = npt.NDArray[np.int64]
+Payload = bytes | bytearray | memoryview
 
 BATCH_BYTES_MAX = 2 << 20
 """A publisher stops filling a batch here; with one more event of 1 MiB it is far below the next limit."""
@@ -27,14 +33,75 @@ FRAMING_BYTES_MAX = 32
 HEADER_BYTES_MAX = 64
 """Upper limit of what the log adds to a batch (Kafka's v2 format: 61)."""
 
-Payload = bytes | bytearray | memoryview
-
 
 class StoredRecord(NamedTuple):
-    """One record as the journal holds it; a tuple, because tails make a hundred thousand a second."""
+    """One record as the journal holds it."""
 
     journal_offset: int
-    value: bytes
+    value: bytes | memoryview
+    """A view holds all that was fetched with it: copy what is to be kept."""
+
+
+class StoredRecords(Sequence[StoredRecord]):
+    """Consecutive records as they were fetched: one buffer, and where in it each value lies.
+
+    Args:
+        first_offset: journal offset of the first.
+        buffer: holds all values.
+        starts: where each value begins in the buffer.
+        ends: where it ends.
+    """
+
+    __slots__ = ("buffer", "ends", "first_offset", "starts")
+
+    def __init__(self, first_offset: int, buffer: memoryview, starts: Int64s, ends: Int64s) -> None:
+        self.first_offset = first_offset
+        self.buffer = buffer
+        self.starts = starts
+        self.ends = ends
+
+    @classmethod
+    def of(cls, first_offset: int, values: Sequence[Payload]) -> StoredRecords:
+        """These values, copied."""
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        return cls(first_offset, memoryview(b"".join(values)), ends[:-1], ends[1:])
+
+    @property
+    def last_offset(self) -> int:
+        """Of the last; one below the first where there is none."""
+        return self.first_offset + len(self.starts) - 1
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredRecords: ...
+    def __getitem__(self, index: int | slice) -> StoredRecord | StoredRecords:
+        if isinstance(index, slice):
+            first, stop, _ = index.indices(len(self))
+            return StoredRecords(
+                self.first_offset + first, self.buffer, self.starts[first:stop], self.ends[first:stop]
+            )
+        number = range(len(self))[index]
+        value = self.buffer[int(self.starts[number]) : int(self.ends[number])]
+        return StoredRecord(self.first_offset + number, value)
+
+    def __iter__(self) -> Iterator[StoredRecord]:
+        buffer, offset = self.buffer, self.first_offset
+        for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
+            yield StoredRecord(offset, buffer[start:end])
+            offset += 1
+
+    def value_bytes(self, journal_offset: int) -> int:
+        """Length of the value at an offset."""
+        number = journal_offset - self.first_offset
+        return int(self.ends[number] - self.starts[number])
+
+    def upto(self, last_offset: int) -> StoredRecords:
+        """Those up to an offset."""
+        return self[: max(0, last_offset - self.first_offset + 1)]
 
 
 def check_fits(values: Sequence[Payload]) -> None:
@@ -91,8 +158,8 @@ class JournalReader(Protocol):
     async def next_offset(self) -> int:
         """One after the newest record (the high watermark)."""
 
-    def tail(self, first_offset: int) -> AsyncIterator[list[StoredRecord]]:
-        """All records from `first_offset` on, in order, in non-empty lists, waiting for new ones for ever.
+    def tail(self, first_offset: int) -> AsyncIterator[StoredRecords]:
+        """All records from `first_offset` on, in order, never none at a time, waiting for new ones for ever.
 
         A broker that is away is waited for; an offset that is no longer (or not yet) there is an error.
 
@@ -101,7 +168,7 @@ class JournalReader(Protocol):
             NotFoundError: the journal was deleted.
         """
 
-    async def fetch(self, journal_offset: int, bytes_max: int = FETCH_BYTES_MAX) -> list[StoredRecord]:
+    async def fetch(self, journal_offset: int, bytes_max: int = FETCH_BYTES_MAX) -> StoredRecords:
         """The record at the offset and those that came along with it (at least that one, ascending).
 
         Raises:

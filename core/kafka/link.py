@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +19,7 @@ from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from rephub.core.errors import NotFoundError, UnavailableError
+from rephub.core.kafka.wire import Payload, Wire
 
 ATTEMPT_SECONDS_MAX = 5.0
 """One request on one connection: a broker that is silent for longer is left for another try."""
@@ -92,7 +91,7 @@ class KafkaLink:
         self._address = address
         self._topic = topic
         self._missing_seconds = missing_seconds
-        self._conn: Any = None
+        self._conn: Wire | None = None
         self._brokers: set[tuple[str, int]] = set()
         self._connecting = asyncio.Lock()
         self._waits: set[asyncio.Timeout] = set()
@@ -103,6 +102,7 @@ class KafkaLink:
         handle: Callable[[Any], T],
         deadline: float,
         attempt_seconds: float = ATTEMPT_SECONDS_MAX,
+        last_field: Sequence[Payload] = (),
     ) -> T:
         """Send a request until its handler is content with the response.
 
@@ -112,6 +112,7 @@ class KafkaLink:
                 What else it raises goes to the caller.
             deadline: of everything, by the loop's clock; may be infinite.
             attempt_seconds: patience with one try.
+            last_field: see `Wire.send`.
 
         Raises:
             UnavailableError: no good answer before the deadline, or killed.
@@ -128,7 +129,7 @@ class KafkaLink:
                 async with self._wait(min(left, attempt_seconds)):
                     conn = await self._connected()
                     self.sends += 1
-                    response = await conn.send(request)
+                    response = await conn.send(request, last_field)
                 if away:
                     log.info("kafka=back topic=%s", self._topic)
                     away = False
@@ -178,19 +179,19 @@ class KafkaLink:
             finally:
                 self._waits.discard(wait)
 
-    async def _connected(self) -> Any:
+    async def _connected(self) -> Wire:
         """The connection, made if there is none. Raises what aiokafka raises, and _TopicMissingError."""
         async with self._connecting:
-            if self._conn is None or not self._conn.connected():
+            if self._conn is None or not self._conn.is_open:
                 conn = await self._connect()
                 if self.killed:
-                    abort(conn)
+                    conn.abort()
                     raise kafka_errors.KafkaConnectionError("given up")
                 self._conn = conn
                 self.connections += 1
         return self._conn
 
-    async def _connect(self) -> Any:
+    async def _connect(self) -> Wire:
         hosts = [(host, port) for host, port, _ in collect_hosts(self._address.bootstrap)]
         hosts += random.sample(sorted(self._brokers - set(hosts)), len(self._brokers - set(hosts)))
         failure: Exception = kafka_errors.KafkaConnectionError("no broker")
@@ -201,7 +202,7 @@ class KafkaLink:
                 failure = exc
         raise failure
 
-    async def _connect_by(self, host: str, port: int) -> Any:
+    async def _connect_by(self, host: str, port: int) -> Wire:
         """The connection to the leader, asked for at one broker."""
         conn = await self._open(host, port)
         try:
@@ -211,11 +212,11 @@ class KafkaLink:
                 return conn
             leader = self._leader(metadata)
         except BaseException:
-            abort(conn)
+            conn.abort()
             raise
         if leader == (host, port):
             return conn
-        abort(conn)
+        conn.abort()
         return await self._open(*leader)
 
     def _leader(self, metadata: Any) -> tuple[str, int]:
@@ -230,27 +231,16 @@ class KafkaLink:
                 return broker[1], broker[2]
         raise kafka_errors.LeaderNotAvailableError(f"{self._topic} has no leader now")
 
-    async def _open(self, host: str, port: int) -> Any:
+    async def _open(self, host: str, port: int) -> Wire:
         # aiokafka's own request timeout of 40 s is never reached: `_wait` is shorter.
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            return await create_conn(host, port, client_id="rephub", **self._address.security)
+            return Wire(await create_conn(host, port, client_id="rephub", **self._address.security))
 
-    def _drop(self, conn: Any) -> None:
+    def _drop(self, conn: Wire | None) -> None:
         if conn is not None:
-            abort(conn)
+            conn.abort()
             if self._conn is conn:
                 self._conn = None
-
-
-def abort(conn: Any) -> None:
-    """Close a connection of aiokafka at once: buffers of ours and of the kernel are thrown away (RST)."""
-    writer = conn._writer
-    if writer is not None:
-        sock = writer.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # already closed by the peer
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
-    conn.close()
 
 
 RETRIABLE = frozenset(

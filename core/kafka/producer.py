@@ -13,16 +13,14 @@ from typing import Any
 
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from rephub.core.errors import IndeterminateError, UnavailableError, UsageError
+from rephub.core.kafka.batch import COMPRESSIONS, encode_batch
 from rephub.core.kafka.link import KafkaAddress, KafkaLink, check_retriable, error_name
 
 ACKS_ALL = -1
 SEQUENCES = 1 << 31
 """Sequence numbers wrap here (KIP-98)."""
-
-COMPRESSIONS = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
 Payload = bytes | bytearray | memoryview
 
@@ -101,18 +99,14 @@ class PartitionProducer:
         return base_offset
 
     async def _append(self, values: Sequence[Payload]) -> int:
-        builder = DefaultRecordBatchBuilder(
-            2, self._compression, 0, *self._id, self._sequence, self._batch_bytes_max
-        )
-        for index, value in enumerate(values):
-            # The timestamp does not matter: topics have LogAppendTime.
-            if builder.append(index, 0, None, value, []) is None:
-                raise UsageError(f"{len(values)} records do not fit a batch of {self._batch_bytes_max} bytes")
+        batch = encode_batch(values, self._id, self._sequence, self._compression)
+        if len(batch) > self._batch_bytes_max:
+            raise UsageError(f"{len(values)} records do not fit a batch of {self._batch_bytes_max} bytes")
         request = ProduceRequest(
-            None, ACKS_ALL, int(self._delivery_seconds * 1000), [(self._topic, [(0, builder.build())])]
+            None, ACKS_ALL, int(self._delivery_seconds * 1000), [(self._topic, [(0, b"")])]
         )
         deadline = asyncio.get_running_loop().time() + self._delivery_seconds
-        return await self._link.call(request, self._acked, deadline)
+        return await self._link.call(request, self._acked, deadline, last_field=(batch,))
 
     def _acked(self, response: Any) -> int:
         _, code, base_offset, *_ = response.topics[0][1][0]

@@ -16,13 +16,13 @@ import math
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiokafka.errors import KafkaError
+import numpy as np
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.record.memory_records import MemoryRecords
 
 from rephub.core.errors import IntegrityError, UnavailableError
-from rephub.core.journal.port import StoredRecord
+from rephub.core.journal.port import StoredRecord, StoredRecords
+from rephub.core.kafka.batch import decode_batches
 from rephub.core.kafka.link import KafkaAddress, KafkaLink, check_retriable, error_name
 
 TAIL_BYTES_MAX = 4 << 20
@@ -38,6 +38,9 @@ EARLIEST, LATEST = -2, -1
 OFFSET_OUT_OF_RANGE = 1
 READ_UNCOMMITTED = 0
 """There are no transactions: this reads to the high watermark."""
+
+
+NO_RECORDS = StoredRecords.of(0, ())
 
 
 class _OutOfRangeError(Exception):
@@ -75,7 +78,7 @@ class PartitionReader:
         """The high watermark. Raises UnavailableError or NotFoundError."""
         return await self._offset(LATEST)
 
-    async def fetch(self, offset: int, bytes_max: int) -> list[StoredRecord]:
+    async def fetch(self, offset: int, bytes_max: int) -> StoredRecords:
         """The record at the offset and those that came along.
 
         Kafka answers with whole batches from the one that holds the offset, so a record deep in a batch costs
@@ -96,9 +99,7 @@ class PartitionReader:
             if offset >= await self.next_offset():
                 raise await self._not_in_log(offset)
 
-    async def tail(
-        self, first_offset: int, bytes_max: int = TAIL_BYTES_MAX
-    ) -> AsyncIterator[list[StoredRecord]]:
+    async def tail(self, first_offset: int, bytes_max: int = TAIL_BYTES_MAX) -> AsyncIterator[StoredRecords]:
         """Records from `first_offset` on, for ever; the next answer is asked for while one is worked on.
 
         Outages are waited for; the link says in the log when they begin and end.
@@ -109,7 +110,7 @@ class PartitionReader:
         """
         link = KafkaLink(self._address, self._topic, TAIL_MISSING_SECONDS)
 
-        def ask(offset: int) -> asyncio.Task[list[StoredRecord]]:
+        def ask(offset: int) -> asyncio.Task[StoredRecords]:
             return asyncio.create_task(
                 self._checked_fetch(link, offset, bytes_max, TAIL_WAIT_SECONDS, math.inf),
                 name=f"tail {self._topic}",
@@ -121,7 +122,7 @@ class PartitionReader:
             while True:
                 records = await answer
                 if records:
-                    at = records[-1].journal_offset + 1
+                    at = records.last_offset + 1
                 answer = ask(at)
                 if records:
                     yield records
@@ -156,7 +157,7 @@ class PartitionReader:
 
     async def _checked_fetch(
         self, link: KafkaLink, offset: int, bytes_max: int, wait_seconds: float, deadline: float
-    ) -> list[StoredRecord]:
+    ) -> StoredRecords:
         """One answer of the log that was read before. Raises IntegrityError: it is not; _OutOfRangeError."""
         while True:
             records = await self._fetch(link, offset, bytes_max, wait_seconds, deadline)
@@ -166,8 +167,8 @@ class PartitionReader:
             if link.connections == connection:
                 break
         self._checked[link] = connection
-        if records and (self._newest is None or records[-1].journal_offset > self._newest.journal_offset):
-            self._newest = records[-1]
+        if records and (self._newest is None or records.last_offset > self._newest.journal_offset):
+            self._newest = StoredRecord(records.last_offset, bytes(records[-1].value))
         return records
 
     async def _check_still_there(self, link: KafkaLink, known: StoredRecord, deadline: float) -> None:
@@ -177,7 +178,7 @@ class PartitionReader:
             try:
                 found = await self._fetch(link, offset, 1, 0.0, deadline)
             except _OutOfRangeError:
-                found = []
+                found = NO_RECORDS
             if found:
                 break
             first_offset = await self._offset(EARLIEST, link, deadline)
@@ -198,10 +199,10 @@ class PartitionReader:
 
     async def _fetch(
         self, link: KafkaLink, offset: int, bytes_max: int, wait_seconds: float, deadline: float
-    ) -> list[StoredRecord]:
+    ) -> StoredRecords:
         """One answer; empty if there is nothing at the offset yet. Raises _OutOfRangeError."""
 
-        def handle(response: Any) -> list[StoredRecord]:
+        def handle(response: Any) -> StoredRecords:
             _, code, *_, message_set = response.topics[0][1][0]
             if code == OFFSET_OUT_OF_RANGE:
                 raise _OutOfRangeError
@@ -228,26 +229,22 @@ class PartitionReader:
         )
 
 
-def parse(topic: str, message_set: bytes, offset: int) -> list[StoredRecord]:
+def parse(topic: str, message_set: bytes | memoryview, offset: int) -> StoredRecords:
     """The whole records of a fetch answer from `offset` on.
 
     Raises:
         IntegrityError: the framing is broken, or an offset is missing.
     """
-    records: list[StoredRecord] = []
     try:
-        batches = MemoryRecords(message_set)
-        while (batch := batches.next_batch()) is not None:
-            records += [StoredRecord(record.offset, record.value or b"") for record in batch]
-    except (KafkaError, ValueError, IndexError, RuntimeError) as exc:
-        raise IntegrityError(f"a record batch of {topic} near offset {offset} is broken: {exc}") from exc
-    if records and records[0].journal_offset < offset:
-        records = [record for record in records if record.journal_offset >= offset]
-    if records and (
-        records[0].journal_offset != offset or records[-1].journal_offset != offset + len(records) - 1
-    ):
+        offsets, values = decode_batches(message_set)
+    except IntegrityError as exc:
         raise IntegrityError(
-            f"{topic} has holes between offsets {offset} and {records[-1].journal_offset}",
-            found=records[0].journal_offset,
+            f"a record batch of {topic} near offset {offset} is broken: {exc.message}"
+        ) from exc
+    first = int(offsets.searchsorted(offset))
+    offsets = offsets[first:]
+    if len(offsets) and (offsets[0] != offset or (np.diff(offsets) != 1).any()):
+        raise IntegrityError(
+            f"{topic} has holes between offsets {offset} and {offsets[-1]}", found=int(offsets[0])
         )
-    return records
+    return StoredRecords(offset, values.buffer, values.starts[first:], values.ends[first:])

@@ -24,8 +24,8 @@ from rephub.infra.process import last_lines, spawn, stop
 LIBS = Path(__file__).resolve().parent / "libs"
 """Where `make setup` puts Kafka's jars."""
 
-HEAP = ("-Xms256m", "-Xmx512m")
-JVM = ("-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Djava.awt.headless=true")
+HEAP = ("-Xms512m", "-Xmx512m", "-Xmn256m")
+JVM = ("-server", "-XX:+UseParallelGC", "-Djava.awt.headless=true")
 """Kafka's own choice of collector (kafka-run-class.sh), without its wrapper."""
 
 FORMAT_SECONDS_MAX = 60.0

@@ -22,6 +22,7 @@ from rephub.consumers.diskbox import (
 )
 from rephub.core.bitmap.memory import MemoryDirtyBitmap
 from rephub.core.codec import journal as codec
+from rephub.core.codec import runs
 from rephub.projections import coalesce, index, journal_fold, rot
 
 SEEDS_MAX = 150
@@ -170,7 +171,9 @@ MUTANTS: dict[str, Mutant] = {
     "no fdatasync": Mutant(5, ((recovery.RawFile, "fdatasync", nothing),), ("diskbox_power_cut",)),
     "the intent is forgotten": Mutant(6, ((applier.Applier, "set_intent", intent_in_memory),), ("diskbox_kill", "diskbox_power_cut")),
     "the directory is not synced": Mutant(6, ((files, "sync_directory", lambda _path: None),), ("diskbox_power_cut",)),
-    "the crc is ignored": Mutant(7, ((journal_source, "decode_journal", unchecked),), ("bitrot",)),
+    "the crc is ignored": Mutant(
+        7, ((journal_source, "decode_journal", unchecked), (runs, "decode_journal", unchecked)), ("bitrot",)
+    ),
     "rot after reading is ignored": Mutant(7, ((rot.Readable, "rotten", lambda _self, _events: None),), ("bitrot",)),
     "seq is unchecked": Mutant(8, ((journal_fold, "seq_fault", lambda _state, _record: ""),), ("duplicate_batch",)),
     "the fence is forgotten": Mutant(

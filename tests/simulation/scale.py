@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 from rephub.agent import capture, delta, dirty, extents, queue, sync
+from rephub.core.codec import runs
 from rephub.projections import head
 
 BLOCK = 1024
@@ -23,7 +24,7 @@ BACKLOG = 16 << 10
 _SIZES = (
     (extents, "REGION_BYTES", REGION), (dirty, "REGION_BYTES", REGION), (delta, "REGION_BYTES", REGION),
     (dirty.DirtyRegions.__init__, "__defaults__", (2,)), (queue, "EVENT_DATA_BYTES_MAX", EVENT), (capture, "EVENT_DATA_BYTES_MAX", EVENT),
-    (head, "SECTION_RECORDS", 8), (sync, "CHUNK_BYTES", CHUNK), (sync, "WINDOW_BYTES", WINDOW), (sync, "BACKLOG_BYTES_MAX", BACKLOG),
+    (head, "SECTION_RECORDS", 8), (runs, "RUN_MIN", 2), (sync, "CHUNK_BYTES", CHUNK), (sync, "WINDOW_BYTES", WINDOW), (sync, "BACKLOG_BYTES_MAX", BACKLOG),
 )  # fmt: skip
 
 

@@ -334,6 +334,7 @@ class TestGroupHold:
         after = asyncio.ensure_future(client.write(8192, b"after"))
         answer = await holds.release("h")
         await asyncio.gather(work, after)
+        await bench.until(lambda: len(bench.events()) == 5)
         names = [type(event).__name__ for event in bench.events()]
         assert names == ["EpochStarted", "Write", "Write", "Checkpoint", "Write"]
         assert answer["offsets"] == {"v": 3}

@@ -11,9 +11,9 @@ import pytest
 
 from diskbox_site import DiskboxSite, read_all, running
 from journal_model import JournalModel
-from rephub.consumers.diskbox import journal_source
 from rephub.consumers.diskbox.projector import Projector
 from rephub.core.codec import journal as codec
+from rephub.core.codec import runs
 from rephub.core.control.memory import MemoryControlLog
 from rephub.core.errors import RephubError
 from rephub.core.journal.memory import MemoryJournalStore
@@ -49,7 +49,7 @@ MUTANTS: dict[str, tuple[object, str, Callable]] = {
     "coalescing keeps the first": (coalesce, "last_first", iter),
     "promote applies one event more": (Projector, "apply_exactly", one_more),
     "promote applies one event less": (Projector, "apply_exactly", one_less),
-    "crc unchecked": (journal_source, "decode_journal", unchecked),
+    "crc unchecked": (runs, "decode_journal", unchecked),
     "fence forgotten": (journal_fold, "is_current", lambda state, record: record.epoch <= state.epoch),
     "seq unchecked": (journal_fold, "seq_fault", lambda state, record: ""),
 }

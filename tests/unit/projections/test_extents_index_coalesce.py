@@ -31,6 +31,19 @@ def events(draw: st.DrawFn, size: int = SIZE) -> list[Write | Zero]:
     return found
 
 
+@st.composite
+def blocks(draw: st.DrawFn) -> list[Write | Zero]:
+    """Whole blocks, written again and again: nothing overlaps in part."""
+    found: list[Write | Zero] = []
+    for number in range(draw(st.integers(0, 60))):
+        start = draw(st.integers(0, 12)) * 64
+        if draw(st.integers(0, 3)):
+            found.append(Write(**HEADER, start=start, data=bytes([number % 255 + 1]) * 64))
+        else:
+            found.append(Zero(**HEADER, start=start, length=64, unmap=False))
+    return found
+
+
 def write_all(model: bytearray, changes: list[Write | Zero]) -> None:
     for event in changes:
         data = bytes(event.length) if isinstance(event, Zero) else event.data
@@ -80,7 +93,7 @@ def test_lookup_gives_the_newest_event_of_each_byte(changes, data) -> None:
     assert index.count(applied, last) == (len(inside), lengths)
 
 
-@given(changes=events(), recovery_first=st.booleans())
+@given(changes=st.one_of(events(), blocks()), recovery_first=st.booleans())
 def test_coalesced_writes_equal_the_events_in_order(changes, recovery_first) -> None:
     model = bytearray(b"\xff" * SIZE)
     device = bytearray(model)

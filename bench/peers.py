@@ -1,0 +1,176 @@
+"""What the product is measured against: tools of QEMU, libnbd and Kafka, started here and in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from qsd import StorageDaemon
+from rephub.infra.kafka.broker import LIBS
+from rephub.infra.kafka.topics import JOURNAL_CONFIG
+
+KIB, MIB = 1 << 10, 1 << 20
+MIRROR = {
+    "sync": "none", "copy-mode": "write-blocking", "on-target-error": "report", "granularity": 4096,
+}  # fmt: skip
+PAYLOAD_BYTES = 64 * MIB
+"""ProducerPerformance picks its records from a file; random bytes, as fio writes them."""
+
+
+@contextlib.contextmanager
+def mirrored_into_null(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
+    """A disk that QEMU itself mirrors, write-blocking, into nbdkit's null plugin: the least that a mirror costs."""
+    folder.mkdir(parents=True)
+    socket = folder / "null"
+    nbdkit = subprocess.Popen(
+        ["nbdkit", "-f", "-U", socket, "--filter=noextents", "null", str(size_bytes)],
+        stderr=subprocess.DEVNULL,
+    )
+    qsd = None
+    try:
+        _wait_for(socket)
+        qsd = StorageDaemon(folder / "qsd", [size_bytes])
+        target = {"type": "unix", "path": str(socket)}
+        for command, arguments in (
+            ("blockdev-add", {"driver": "nbd", "node_name": "null", "server": target, "export": ""}),
+            ("blockdev-mirror", {"job_id": "mirror", "device": "disk0", "target": "null", **_dashed()}),
+        ):
+            answer = qsd.execute(command, **arguments)
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+        yield qsd
+    finally:
+        if qsd is not None:
+            qsd.kill()
+        nbdkit.kill()
+        nbdkit.wait()
+
+
+@contextlib.contextmanager
+def unprotected(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
+    """A disk that nobody mirrors."""
+    qsd = StorageDaemon(folder, [size_bytes])
+    try:
+        yield qsd
+    finally:
+        qsd.kill()
+
+
+def _dashed() -> dict[str, object]:
+    return {name.replace("-", "_"): value for name, value in MIRROR.items()}
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{path} is not there")
+        time.sleep(0.01)
+
+
+def producer_performance(bootstrap: str, folder: Path, record_bytes: int, seconds: float) -> float:
+    """Kafka's own producer at its best: records a second; acks=all, idempotent, batches of 1 MiB, random payload.
+
+    Args:
+        bootstrap: of the broker that the product uses.
+        folder: for the payload file, which is kept for the next call.
+        record_bytes: of a value.
+        seconds: roughly, at 300 MB/s.
+    """
+    topic = f"peer-{record_bytes}-{time.monotonic_ns()}"
+    payload = folder / f"payload-{record_bytes}"
+    if not payload.exists():
+        # A delimiter that does not occur: ProducerPerformance splits the file by a pattern.
+        count = max(8, PAYLOAD_BYTES // record_bytes)
+        alphabet = bytes(range(33, 127)) * 2 + bytes(range(48, 116))
+        with payload.open("wb") as file:
+            for _ in range(count):
+                file.write(random.randbytes(record_bytes).translate(alphabet[:256]) + b"\n")
+    count = max(200, int(300e6 * seconds / record_bytes))
+
+    async def topics(verb: str) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+        await admin.start()
+        try:
+            if verb == "make":
+                config = {name: str(value) for name, value in JOURNAL_CONFIG.items()}
+                await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=config)])
+            else:
+                await admin.delete_topics([topic])
+        finally:
+            await admin.close()
+
+    asyncio.run(topics("make"))
+    try:
+        done = subprocess.run(
+            [
+                "java", "-Xmx1g", "-cp", f"{LIBS}/*", "org.apache.kafka.tools.ProducerPerformance",
+                "--topic", topic, "--num-records", str(count), "--throughput", "-1",
+                "--payload-file", str(payload), "--payload-delimiter", "\\n",
+                "--producer-props", f"bootstrap.servers={bootstrap}", "acks=all", "enable.idempotence=true",
+                f"batch.size={MIB}", "linger.ms=5", f"max.request.size={8 * MIB}", f"buffer.memory={128 * MIB}",
+            ],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    finally:
+        asyncio.run(topics("delete"))
+    return float(re.findall(r"([\d.]+) records/sec", done.stdout)[-1])
+
+
+def closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: float) -> float:
+    """Aiokafka alone: `depth` writers, each with one record under way; records a second, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.peers", bootstrap, str(depth), str(record_bytes), str(seconds)],
+        capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+async def _closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: float) -> float:
+    topic = f"peer-loop-{time.monotonic_ns()}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    config = {name: str(value) for name, value in JOURNAL_CONFIG.items()}
+    await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=config)])
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, max_batch_size=MIB,
+        max_request_size=4 * MIB,
+    )  # fmt: skip
+    await producer.start()
+    value = random.randbytes(record_bytes)
+    end = time.monotonic() + seconds + 0.5
+
+    async def writer() -> int:
+        done = 0
+        while (now := time.monotonic()) < end:
+            await producer.send_and_wait(topic, value)
+            done += now > end - seconds
+        return done
+
+    counts = await asyncio.gather(*(writer() for _ in range(depth)))
+    await producer.stop()
+    await admin.delete_topics([topic])
+    await admin.close()
+    return sum(counts) / seconds
+
+
+def nbdcopy_mb_per_second(uri: str, target: str, size_bytes: int) -> float:
+    """Libnbd's copy of a whole export to a file or `null:`, in MB/s (10^6)."""
+    began = time.monotonic()
+    subprocess.run(["nbdcopy", uri, target], check=True)
+    return size_bytes / 1e6 / (time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    print(asyncio.run(_closed_loop(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
