@@ -245,7 +245,7 @@ async def test_broker_frozen_and_restarted(new_broker: Callable[[], Broker]) -> 
     await reader.start()
     async with asyncio.timeout(100), aclosing(reader.tail(0)) as tail:
         await writer.append([b"a"])
-        assert await anext(tail) == [StoredRecord(0, b"a")]
+        assert list(await anext(tail)) == [StoredRecord(0, b"a")]
 
         freeze(broker.process.pid)
         with pytest.raises(UnavailableError):
@@ -258,7 +258,7 @@ async def test_broker_frozen_and_restarted(new_broker: Callable[[], Broker]) -> 
         appending = asyncio.create_task(writer.append([b"b"]))  # during the outage
         await asyncio.to_thread(broker.start)
         assert await appending == 1
-        assert await following == [StoredRecord(1, b"b")]
+        assert list(await following) == [StoredRecord(1, b"b")]
     await writer.close()
     await reader.close()
     await store.close()

@@ -70,7 +70,7 @@ def records_of(ops: tuple[tuple[str, int], ...]) -> list[bytes]:
     queue, nobody = EventQueue(FIRST), Nobody()
     capture = Capture(
         queue, DirtyRegions(SIZE), nobody, policy=AckPolicy.JOURNAL, overload_policy=overload.Policy.GAP,  # type: ignore[arg-type]
-        buffer_bytes=1 << 30, delay_max_ms=0, wake=lambda: None, lost=lambda _: None, ended=lambda _: None,
+        buffer_bytes=1 << 30, delay_max_ms=0, wake=lambda: None, offer=lambda: None, lost=lambda _: None, ended=lambda _: None,
     )  # fmt: skip
     command = {"W": nbd.CMD_WRITE, "Z": nbd.CMD_WRITE_ZEROES, "T": nbd.CMD_TRIM, "F": nbd.CMD_FLUSH}
     requests = []
