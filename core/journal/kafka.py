@@ -23,6 +23,9 @@ DELIVERY_SECONDS = 10.0
 """After so long without an ack a batch's outcome is unknown: a broker restart fits in, a guest does not wait
 for it (the agent answers from its buffer meanwhile)."""
 
+GATHER_SECONDS = 0.03
+"""By so much a projector may read later what follows other records: a view of the newest point opens later by as much."""
+
 REQUEST_SECONDS = 10.0
 """Deadline of every other request."""
 
@@ -142,7 +145,7 @@ class KafkaJournalReader:
 
     def tail(self, first_offset: int) -> AsyncIterator[StoredRecords]:
         """See `JournalReader.tail`."""
-        return self._reader.tail(first_offset)
+        return self._reader.tail(first_offset, gather_seconds=GATHER_SECONDS)
 
     async def fetch(self, journal_offset: int, bytes_max: int = FETCH_BYTES_MAX) -> StoredRecords:
         """See `JournalReader.fetch`."""
