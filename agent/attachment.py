@@ -336,6 +336,7 @@ class Attachment:
             "sync": sync or (comparing if self.comparing.is_sync and self.synced_offset is None else None),
             "verify": None if self.comparing.is_sync else comparing,
             "marks_away": self._marks.away,
+            "ack_delay": self._publisher.delays.stats() if self._publisher else None,
         }
 
     async def _new_sync(self, client: NbdClient, known: Known) -> Sync:
@@ -458,6 +459,7 @@ class Attachment:
             task = asyncio.create_task(self._writer.abandon())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        self.queue.discard()
         self._lost(self, exc)
 
     async def _stop_tasks(self) -> None:

@@ -125,6 +125,7 @@ class Capture:
                 UnavailableError(
                     f"the guest outran the journal: {self._queue.unacked_bytes} bytes are not acked",
                     hint="the volume is resynced when Kafka keeps up; see --overload and agent.buffer_bytes",
+                    outran=True,
                 )
             )
             return

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from rephub.agent import attach, bitmaps, pausing, plan, source
+from rephub.agent import attach, bitmaps, overload, pausing, plan, source
 from rephub.agent.epochs import Hint
 from rephub.agent.hold import Hold
 from rephub.agent.memory import EPOCHS_MARKED, forget_marks
@@ -71,6 +71,7 @@ class Keeper:
         self._verifier = Verifier(name, parts, self.synced, self.wake)
         self._attempts = 0
         self._short_lives = 0
+        self._rests_until = 0.0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -139,6 +140,7 @@ class Keeper:
             "rpo_seconds": round(max(figures.get("rpo_seconds", 0.0), gap or 0.0), 3),
             "dirty_bytes": figures.get("dirty_bytes", 0),
             "verify": figures.get("verify"),
+            "ack_delay": figures.get("ack_delay"),
             "sync": self._sync_status(figures.get("sync")),
             "gap_since_at": self.gap_since_at,
             "reason": self.reason,
@@ -233,8 +235,9 @@ class Keeper:
     # The actions.
 
     async def _attach(self, volume: Volume) -> None:
-        if self._short_lives:
-            await self._pause(min(RETRY_SECONDS * 2**self._short_lives, RETRY_SECONDS_MAX))
+        if (left := self._rests_until - time.monotonic()) > 0:
+            await self._pause(left)
+            return
         self._attempts += 1
         resync_id, reason, size_bytes = volume.resync_id, self._why(volume), volume.size_bytes
         try:
@@ -326,6 +329,8 @@ class Keeper:
         await self._verifier.stop()
         short = time.monotonic() - hold.taken_at < SHORT_LIFE_SECONDS
         self._short_lives = self._short_lives + 1 if short else 0
+        rest = overload.rest_seconds(self._short_lives, outran=bool(error.fields.get("outran")))
+        self._rests_until = time.monotonic() + rest
         if plan.is_final(error) and volume.taken_by == held.taken_by:
             # Nobody whom the catalogue knows has fenced it.
             self.local.fenced = plan.key_of(volume)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import REGISTRY
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from rephub.agent.delays import BOUNDS_SECONDS
 
 FIGURES = {
     "attached": "1 while guest writes are captured",
@@ -38,6 +40,7 @@ class AgentCollector(Collector):
                 if figures[name] is not None:
                     gauge.add_metric([volume], float(figures[name]))
             yield gauge
+        yield _ack_delays(volumes)
 
     def register(self) -> None:
         """Show under `/metrics`."""
@@ -46,3 +49,19 @@ class AgentCollector(Collector):
     def unregister(self) -> None:
         """Show no more."""
         REGISTRY.unregister(self)
+
+
+def _ack_delays(volumes: dict[str, Any]) -> Metric:
+    histogram = HistogramMetricFamily(
+        "rephub_agent_ack_delay_seconds",
+        "From the capture of a guest write to Kafka's ack",
+        labels=["volume"],
+    )
+    for volume, figures in volumes.items():
+        if delays := figures.get("ack_delay"):
+            buckets = [
+                (str(bound), float(count))
+                for bound, count in zip(BOUNDS_SECONDS, delays["buckets"], strict=True)
+            ]
+            histogram.add_metric([volume], [*buckets, ("+Inf", delays["count"])], delays["sum_seconds"])
+    return histogram

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-THROTTLE_FROM = 0.125
-"""Fill of the buffer above which answers are delayed: bursts up to an eighth of it cost nothing."""
+THROTTLE_FROM = 0.5
+"""Fill of the buffer above which answers are delayed: bursts up to half of it cost nothing."""
 
-THROTTLE_FULL = 0.5
-"""Fill from which on the delay is `delay_max_ms`; the other half is for what is under way meanwhile."""
+THROTTLE_FULL = 0.75
+"""Fill from which on the delay is `delay_max_ms`; the last quarter is for what is under way meanwhile: 16 requests of 4 MiB
+are that much of the default buffer."""
+
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.2, 3.0
+"""Rest after a short life: a Kafka that comes back is found within the longest."""
+
+OUTRUN_SECONDS, OUTRUN_SECONDS_MAX = 2.5, 30.0
+"""Rest after the guest outran the journal."""
 
 
 class Policy(StrEnum):
@@ -33,6 +40,20 @@ def answer_delay_seconds(policy: Policy, unacked_bytes: int, buffer_bytes: int, 
     rise = min(1.0, (fill - THROTTLE_FROM) / (THROTTLE_FULL - THROTTLE_FROM))
     # Quadratic: gentle at first, since most bursts end by themselves.
     return delay_max_ms / 1000 * rise * rise
+
+
+def rest_seconds(short_lives: int, *, outran: bool) -> float:
+    """How long a volume rests in its gap before it is attached again; QEMU's bitmap records meanwhile.
+
+    Args:
+        short_lives: attachments in a row that ended soon after they began.
+        outran: the last one ended because the guest outran the journal, which it will again: each attach costs the guest a
+            drain and the journal a resync.
+    """
+    if not short_lives and not outran:
+        return 0.0
+    first, most = (OUTRUN_SECONDS, OUTRUN_SECONDS_MAX) if outran else (RETRY_SECONDS, RETRY_SECONDS_MAX)
+    return min(first * 2.0 ** min(short_lives, 10), most)
 
 
 def is_full(unacked_bytes: int, buffer_bytes: int) -> bool:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from rephub.agent import epochs
+from rephub.agent.delays import AckDelays
 from rephub.agent.queue import EventQueue, Kind, Queued
 from rephub.core.codec import WriteEncoder, encode_journal
 from rephub.core.errors import FencedError, IntegrityError
@@ -113,6 +114,7 @@ class Publisher:
         self._hurry = False
         """Somebody waits for the ack of what is queued."""
         self._empty = asyncio.Event()
+        self.delays = AckDelays()
         self.acked_offset = next_offset - 1
         self.acked_seq = 0
         self.acked_at = time.time_ns() // 1000
@@ -183,6 +185,7 @@ class Publisher:
         self.acked_offset = self._next_offset - 1
         self.acked_seq = events[-1].seq
         self.acked_at = time.time_ns() // 1000
+        self.delays.note(events, self.acked_at)
         self._acked(events)
         for number, event in enumerate(events):
             if event.on_ack:

@@ -223,6 +223,13 @@ class EventQueue:
             event.data = None
         return batch
 
+    def discard(self) -> None:
+        """Let go of all events: nobody will publish them. Who still holds the queue holds no data by that."""
+        self._queued.clear()
+        self._in_flight = []
+        self._reads.clear()
+        self.queued_bytes = self.unacked_bytes = self.unacked_data_bytes = self.unacked_sync_bytes = 0
+
     def _mask(self, start: int, length: int) -> None:
         for read in self._reads:
             if covers(read, start, length):

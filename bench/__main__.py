@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from bench import recovery
+from bench import guest, recovery, replication, scale
 from bench.harness import Run, console
 from bench.report import write_page
 
-MEASUREMENTS = {"recovery": recovery.measure}
+MEASUREMENTS = {
+    "guest": guest.measure,
+    "replication": replication.measure,
+    "recovery": recovery.measure,
+    "scale": scale.measure,
+}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Run:
     """Of each pair of peers; medians of so many."""
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    series: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For the plots: name of the plot → name of the line → x → y."""
     began: float = field(default_factory=time.time)
 
     def add(self, figure: Figure) -> None:
@@ -76,6 +79,7 @@ class Run:
             "rounds": self.rounds,
             "machine": machine(),
             "notes": self.notes,
+            "series": self.series,
             "figures": [
                 asdict(figure) | {"ratio": figure.ratio, "met": figure.met} for figure in self.figures
             ],
@@ -89,12 +93,18 @@ class Run:
         for title in ("", "value", "peer", "ratio", "aim"):
             table.add_column(title, justify="left" if title in ("", "peer") else "right")
         section = ""
-        for figure in self.figures:
+        for figure in by_section(self.figures):
             if figure.section != section:
                 section = figure.section
                 table.add_row(f"[bold]{section}[/]")
             table.add_row(*cells(figure))
         console.print(table)
+
+
+def by_section(figures: list[Figure]) -> list[Figure]:
+    """The figures, those of a section together, in the order in which the sections began."""
+    order = list(dict.fromkeys(figure.section for figure in figures))
+    return sorted(figures, key=lambda figure: order.index(figure.section))
 
 
 def cells(figure: Figure) -> tuple[str, str, str, str, str]:

@@ -1,21 +1,20 @@
-"""The recovery side: opening a point whatever the length of the journal, reading it, promoting it, running from it."""
+"""The recovery side: opening a point whatever the length of the journal, reading it, running from it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
 
 from bench.harness import Figure, Run, alternating, median
-from bench.rig import GIB, KIB, Rig, fio, qemu_nbd, reads_per_second, rig
-from qsd import StorageDaemon
+from bench.rig import GIB, KIB, Rig, qemu_nbd, reads_per_second, rig, write_at_random
+from bench.views import opening
 from rephub.core.nbd.client import NbdClient
 
 OPEN = "opening a point"
 READ = "random reads of 4 KiB, depth 32"
-REST = "restart, promote, fail-over"
+REST = "restart, fail-over"
 SIZE = 1 * GIB
 
 
@@ -26,10 +25,10 @@ def measure(run: Run) -> None:
         qsd = found.protect("vm1", SIZE)
         done, first = 0, {}
         for count in counts:
-            fio(qsd.uri(), "randwrite", 4 * KIB, 32, number_ios=count - done, size=SIZE * 8, filesize=SIZE)
+            write_at_random(qsd.uri(), 4 * KIB, 32, count - done, SIZE)
             done = count
             found.caught_up("vm1")
-            opened, read = _opening(found, run, "vm1")
+            opened, read = opening(found, run.rounds, "vm1")
             first.setdefault("open", opened)
             first.setdefault("read", read)
             for what, value in (("open", opened), ("read", read)):
@@ -43,35 +42,6 @@ def measure(run: Run) -> None:
         _reading(found, run)
         _restart(found, run)
         _failover(found, run, counts[-1])
-        _promote(found, run, qsd)
-
-
-def _opening(found: Rig, run: Run, volume: str) -> tuple[float, float]:
-    """Seconds from FotRequested to FotStarted, and from connecting to the first bytes of a journaled block; medians."""
-    opens, reads = [], []
-    for _ in range(run.rounds):
-        view = found.stack.run("fot", "start", volume, "--latest", "--read-only")
-        requested = found.event_at("FotRequested", fot=view["fot"])
-        opens.append((found.event_at("FotStarted", fot=view["fot"]) - requested) / 1e6)
-        reads.append(asyncio.run(_first_read(view["uri"])))
-        found.stack.run("fot", "stop", view["fot"])
-    return median(opens), median(reads)
-
-
-async def _first_read(uri: str) -> float:
-    client = await NbdClient.connect_uri(uri)
-    start, journaled = 0, []
-    while start < SIZE:
-        for length, flags in await client.block_status(start, SIZE - start):
-            journaled += [] if flags else range(start, start + length, 4096)
-            start += length
-    await client.close()
-    began = time.monotonic()
-    client = await NbdClient.connect_uri(uri)
-    await client.read(random.choice(journaled), 4096)
-    seconds = time.monotonic() - began
-    await client.close()
-    return seconds
 
 
 def _reading(found: Rig, run: Run) -> None:
@@ -136,7 +106,7 @@ def _restart(found: Rig, run: Run) -> None:
 def _failover(found: Rig, run: Run, count: int) -> None:
     """From the command to the first write of a VM that runs from the point, after few and after many writes."""
     few = found.protect("few", SIZE)
-    fio(few.uri(), "randwrite", 4 * KIB, 32, number_ios=1000, size=SIZE, filesize=SIZE)
+    write_at_random(few.uri(), 4 * KIB, 32, 1000, SIZE)
     found.caught_up("few")
 
     def failover(volume: str) -> float:
@@ -159,18 +129,3 @@ async def _first_write(uri: str) -> None:
     client = await NbdClient.connect_uri(uri)
     await client.write(8192, b"first" * 100)
     await client.close()
-
-
-def _promote(found: Rig, run: Run, qsd: StorageDaemon) -> None:
-    """What promote applies a second, against a consumer that only reads."""
-    # What was there is in the recovery volume since the fail-overs.
-    count = 50_000 if run.quick else 200_000
-    fio(qsd.uri(), "randwrite", 4 * KIB, 32, number_ios=count, size=SIZE * 8, filesize=SIZE)
-    found.caught_up("vm1")
-    consumer = [found.consumer_mb_per_second("vm1", count) for _ in range(1 if run.quick else 3)]
-    plan = found.stack.run("promote", "vm1", "--latest", "--dry-run", "--timeout", "300")
-    found.stack.run("promote", "vm1", "--latest", "--yes", "--timeout", "900", timeout=1000)
-    seconds = (found.event_at("Promoted") - found.event_at("PromoteStarted")) / 1e6
-    run.add(Figure(
-        REST, "promote: journal applied", plan["applied_bytes"] / 1e6 / seconds, "MB/s", "ConsumerPerformance", median(consumer),
-    ))  # fmt: skip

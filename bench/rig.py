@@ -9,15 +9,19 @@ import re
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from qsd import StorageDaemon
 from rephub.core.names import journal_topic
 from rephub.infra.kafka.broker import LIBS
 from stack import Stack, bootstrap, events
 
+SCRATCH_BYTES = 16 << 30
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -29,11 +33,11 @@ class Rig:
         self.stack = Stack(folder / "state")
         self._daemons: list[StorageDaemon] = []
 
-    def protect(self, volume: str, size_bytes: int) -> StorageDaemon:
+    def protect(self, volume: str, size_bytes: int, *options: str) -> StorageDaemon:
         """A disk of that size, protected."""
         qsd = StorageDaemon(self.folder / volume, [size_bytes])
         self._daemons.append(qsd)
-        self.stack.protect(volume, qsd.qmp, "disk0", "--history", "24h,100GiB")
+        self.stack.protect(volume, qsd.qmp, "disk0", "--history", "24h,100GiB", *options)
         return qsd
 
     def close(self) -> None:
@@ -64,10 +68,47 @@ class Rig:
             before = status["head_offset"]
             time.sleep(1.0)
 
+    def wait_acked(self, volume: str) -> dict[str, Any]:
+        """Wait until Kafka has all that was captured; the volume's status."""
+        while True:
+            status = self.stack.status(volume)
+            if not status["lag_bytes"]:
+                return status
+            time.sleep(0.05)
+
+    def workers(self) -> list[psutil.Process]:
+        """The agent's data path processes."""
+        return psutil.Process(self.pid("agent")).children()
+
+    def worker_cpu_seconds(self) -> float:
+        """Of all workers since they started."""
+        return sum(sum(worker.cpu_times()[:2]) for worker in self.workers())
+
+    def ack_delays(self, volume: str) -> list[float]:
+        """Writes by the time from capture to ack, cumulative, as the agent's `/metrics` has them."""
+        text = ask(f"{self.daemon_url('agent')}/metrics")
+        pattern = rf'rephub_agent_ack_delay_seconds_bucket{{[^}}]*volume="{volume}"[^}}]*}} (\S+)'
+        return [float(count) for count in re.findall(pattern, text)]
+
+    def daemon_url(self, kind: str) -> str:
+        """Of a daemon's status server."""
+        ports = json.loads((self.stack.state_dir / "ports.json").read_text())
+        return f"http://127.0.0.1:{ports[kind]}"
+
+    def diskbox_status(self, volume: str) -> dict[str, Any]:
+        """What the diskbox says of a volume."""
+        document = json.loads(ask(f"{self.daemon_url('diskbox')}/status"))
+        found: dict[str, Any] = document["volumes"][volume]
+        return found
+
+    def pid(self, kind: str) -> int:
+        """Of a daemon."""
+        (part,) = [part for part in self.stack.run("status")["parts"] if part["kind"] == kind]
+        return int(part["pid"] or 0)
+
     def diskbox_pid(self) -> int:
         """Of the diskbox."""
-        (part,) = [part for part in self.stack.run("status")["parts"] if part["kind"] == "diskbox"]
-        return int(part["pid"] or 0)
+        return self.pid("diskbox")
 
     def consumer_mb_per_second(self, volume: str, messages: int) -> float:
         """Kafka's own ConsumerPerformance on the volume's topic, in MB/s (10^6)."""
@@ -85,13 +126,32 @@ class Rig:
         return float(cells[2]) * MIB / 1e6 / (float(cells[7]) / 1e3)
 
 
+def ask(url: str) -> str:
+    """What a daemon's status server answers."""
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - always http
+        text: str = answer.read().decode()
+    return text
+
+
+def scratch_folder() -> str | None:
+    """Memory, where there is enough: a disk that others use disturbs whatever is measured; None: the usual place."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
+    free = psutil.disk_usage(str(memory)).free if memory.is_dir() else 0
+    return str(memory) if free >= SCRATCH_BYTES else None
+
+
 @contextlib.contextmanager
-def rig() -> Iterator[Rig]:
-    """A running stack in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="rhb", ignore_cleanup_errors=True) as name:
+def rig(**settings: str) -> Iterator[Rig]:
+    """A running stack in a folder of its own; settings as in the environment: `REPHUB_AGENT__WORKERS="2"`."""
+    with tempfile.TemporaryDirectory(prefix="rhb", dir=scratch_folder(), ignore_cleanup_errors=True) as name:
         found = Rig(Path(name))
         try:
-            found.stack.run("up", "--detach")
+            os.environ.update(settings)
+            try:
+                found.stack.run("up", "--detach")
+            finally:
+                for key in settings:
+                    del os.environ[key]
             yield found
         finally:
             found.close()
@@ -120,6 +180,18 @@ def fio(uri: str, kind: str, block_bytes: int, depth: int, **options: Any) -> di
     if job["error"]:
         raise RuntimeError(f"fio: error {job['error']} at {uri}")
     return job
+
+
+def write_at_random(uri: str, block_bytes: int, depth: int, count: int, size_bytes: int) -> dict[str, Any]:
+    """So many writes all over a disk; the `write` part of fio's answer.
+
+    `number_ios` alone ends with the first pass over the disk.
+    """
+    job = fio(uri, "randwrite", block_bytes, depth, io_size=count * block_bytes, size=size_bytes)
+    found: dict[str, Any] = job["write"]
+    if found["total_ios"] != count:
+        raise RuntimeError(f"fio: {found['total_ios']} writes instead of {count}")
+    return found
 
 
 def reads_per_second(uri: str, seconds: float, depth: int = 32) -> float:

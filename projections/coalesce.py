@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from rephub.core.codec.runs import Run
 from rephub.projections.extents import Unclaimed
@@ -21,8 +22,9 @@ Change = Write | SyncData | Zero
 T = TypeVar("T")
 
 
-_Part = tuple[int, int, memoryview | None]
-"""Start, end and data; None: zeroes."""
+Int64s = npt.NDArray[np.int64]
+Data = memoryview | None
+"""None: zeroes."""
 
 
 class DeviceWrite(NamedTuple):
@@ -52,57 +54,73 @@ def coalesce(events: Sequence[Change | Run]) -> list[DeviceWrite]:
     Returns:
         Disjoint writes in ascending order; neighbours are never of one kind.
     """
-    extents = [extent for event in events for extent in _extents(event)]
-    return _merge(_disjoint(extents) or _claimed(extents))
+    table, data = _columns(events)
+    rows = _disjoint(table)
+    if rows is None:
+        return _merge(*_claimed(table, data))
+    return _merge(table[rows], [data[row] for row in rows.tolist()])
 
 
-def _extents(event: Change | Run) -> Iterable[_Part]:
-    if isinstance(event, Run):
-        starts = event.starts
-        return zip(starts.tolist(), (starts + event.lengths).tolist(), event.data(), strict=True)
-    data = None if isinstance(event, Zero) else memoryview(event.data)
-    return [(event.start, event.start + changed_length(event), data)]
+def _columns(events: Sequence[Change | Run]) -> tuple[Int64s, list[Data]]:
+    """Start and end of each event, as rows, and its data."""
+    tables: list[Int64s] = [np.empty((0, 2), np.int64)]
+    data: list[Data] = []
+    single: list[tuple[int, int]] = []
+    for event in events:
+        if isinstance(event, Run):
+            tables += [np.array(single, np.int64).reshape(-1, 2), _rows(event.starts, event.lengths)]
+            data += event.data()
+            single = []
+        else:
+            single.append((event.start, event.start + changed_length(event)))
+            data.append(None if isinstance(event, Zero) else memoryview(event.data))
+    tables.append(np.array(single, np.int64).reshape(-1, 2))
+    return np.concatenate(tables), data
 
 
-def _disjoint(extents: list[_Part]) -> list[_Part]:
-    """What is to be written where extents are the same or do not overlap, as they mostly do; nothing where some do."""
-    count = len(extents)
-    table = np.array([extent[:2] for extent in extents], np.int64).reshape(-1, 2)
+def _rows(starts: Int64s, lengths: Int64s) -> Int64s:
+    return np.column_stack((starts, starts + lengths))
+
+
+def _disjoint(table: Int64s) -> Int64s | None:
+    """The rows to be written, ascending, where extents are the same or do not overlap, as they mostly do; None: some do."""
+    count = len(table)
     rank = np.empty(count, np.int64)
     rank[np.fromiter(last_first(range(count)), np.int64, count)] = np.arange(count)
     order = np.lexsort((rank, table[:, 0]))
-    table = table[order]
+    ordered = table[order]
     chosen = np.ones(count, bool)
-    chosen[1:] = (table[1:] != table[:-1]).any(axis=1)
-    table = table[chosen]
-    if (table[1:, 0] < table[:-1, 1]).any():
-        return []
-    return [extents[row] for row in order[chosen].tolist()]
+    chosen[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    ordered = ordered[chosen]
+    if (ordered[1:, 0] < ordered[:-1, 1]).any():
+        return None
+    rows: Int64s = order[chosen]
+    return rows
 
 
-def _claimed(extents: list[_Part]) -> list[_Part]:
-    """What is to be written, whatever overlaps what."""
-    unclaimed = Unclaimed(0, max((end for _, end, _ in extents), default=0))
-    parts: list[_Part] = []
-    for start, end, data in last_first(extents):
+def _claimed(table: Int64s, data: list[Data]) -> tuple[Int64s, list[Data]]:
+    """What is to be written, whatever overlaps what: rows, ascending, and their data."""
+    unclaimed = Unclaimed(0, int(table[:, 1].max()))
+    parts: list[tuple[int, int, Data]] = []
+    for (start, end), buffer in last_first(list(zip(table.tolist(), data, strict=True))):
         for first, next_ in unclaimed.claim(start, end):
-            parts.append((first, next_, None if data is None else data[first - start : next_ - start]))
+            parts.append((first, next_, None if buffer is None else buffer[first - start : next_ - start]))
     parts.sort(key=lambda part: part[0])
-    return parts
+    return np.array([part[:2] for part in parts], np.int64), [part[2] for part in parts]
 
 
-def _merge(parts: list[_Part]) -> list[DeviceWrite]:
-    merged: list[DeviceWrite] = []
-    start, end, buffers = 0, -1, None
-    for first, next_, data in parts:
-        if first == end and (buffers is None) == (data is None):
-            if buffers is not None and data is not None:
-                buffers.append(data)
-        else:
-            if end >= 0:
-                merged.append(DeviceWrite(start, end - start, buffers))
-            start, buffers = first, None if data is None else [data]
-        end = next_
-    if end >= 0:
-        merged.append(DeviceWrite(start, end - start, buffers))
-    return merged
+def _merge(table: Int64s, data: list[Data]) -> list[DeviceWrite]:
+    """Neighbours of one kind become one write."""
+    if not data:
+        return []
+    zero = np.array([buffer is None for buffer in data])
+    begins = np.nonzero((table[1:, 0] != table[:-1, 1]) | (zero[1:] != zero[:-1]))[0] + 1
+    firsts = np.concatenate(([0], begins))
+    lasts = np.concatenate((begins, [len(data)])) - 1
+    starts, ends = table[firsts, 0], table[lasts, 1]
+    buffers = [
+        None if data[first] is None else data[first : last + 1]
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+    ]
+    # All of a group are data where its first is.
+    return list(map(DeviceWrite, starts.tolist(), (ends - starts).tolist(), buffers))  # type: ignore[arg-type]

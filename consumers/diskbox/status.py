@@ -73,6 +73,8 @@ def volume_document(box: BoxVolume) -> dict[str, Any]:
         "fenced_events": state.fenced_events,
         "size_bytes": state.size_bytes,
         "pins": dict(projector.pins),
+        "index_events": len(projector.index),
+        "index_bytes": projector.index.nbytes() + timeline.envelope.nbytes(),
     }
 
 
@@ -81,7 +83,7 @@ def _empty(path: str, applied_offset: int) -> dict[str, Any]:
         "head_offset": None, "applied_offset": _offset(applied_offset), "intent_offset": _offset(applied_offset),
         "earliest_offset": None, "latest_offset": None, "latest_captured_at": None, "window_seconds": 0.0,
         "journal_bytes": 0, "epoch": 0, "in_gap": False, "gap_reason": "", "stopped": None, "fenced_events": 0,
-        "path": path, "size_bytes": 0, "pins": {},
+        "path": path, "size_bytes": 0, "pins": {}, "index_events": 0, "index_bytes": 0,
     }  # fmt: skip
 
 

@@ -254,12 +254,12 @@ async def test_throttle_delays_each_answer_within_its_limit(bench: Bench) -> Non
     client = await bench.attach(overload="throttle", buffer_bytes=16 * MIB, delay_max_ms=50)
     bench.block()
     took = []
-    for number in range(12):
+    for number in range(14):
         began = time.monotonic()
         await client.write(number * MIB, bytes(MIB))
         took.append(time.monotonic() - began)
     assert bench.errors == []
-    assert min(took[9:]) >= 0.05, took
+    assert min(took[12:]) >= 0.05, took
     assert max(took) < 0.05 + 0.2, took  # the machine's own delays
     assert bench.attachment is not None
     began = time.monotonic()
