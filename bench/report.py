@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Figure, cells
+from bench.harness import Figure, by_section, cells
+from bench.plots import draw
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
 
@@ -18,10 +19,42 @@ noisy: what counts is the ratio to a peer, measured in turns in the same run. Re
 `make bench BENCH=--quick`.
 
 Measured {began} at commit `{commit}` on {cores} cores ({cpu}), {memory_gib} GiB, Linux {kernel}, Python {python},
-{qemu}, {java}, {fio}; broker, diskbox, load and peers share the machine. Medians of {rounds}.
+{qemu}, {java}, {fio}; broker, diskbox, load and peers share the machine, and all files lie in memory. Medians of {rounds}.
 """
 
 _EXPLAINED = {
+    "guest writes, async": (
+        "fio writes through qemu-storage-daemon, as a guest would. The peer is the same daemon with the same mirror into nbdkit's "
+        "null plugin, in C, which keeps nothing: what a mirror costs before anybody does anything with the data. Bottleneck: "
+        "CPU. Fio, QEMU, agent, broker and diskbox take turns on the cores; what a write costs the last three is listed below, and "
+        "the peer does not pay it. The tail of the latency is the wait for a core that another of them "
+        "has. With a core for each, and broker and diskbox on other hosts, only the agent's share is left."
+    ),
+    "bursts and sustained writes, async": (
+        "A burst of 64 MiB goes into the buffer (256 MiB); half of it may be full before a write is delayed. Sustained, the journal "
+        "sets the pace: the peer is Kafka's own ProducerPerformance on the same broker, with records of the same size, acks=all, "
+        "idempotent, batches of 1 MiB. It shares the cores with the broker alone, the guest's path with QEMU and fio as well: so "
+        "at 4 KiB QEMU's mirror is the limit, at 64 KiB and above the broker is."
+    ),
+    "policy journal, 4 KiB": (
+        "Each write is answered after Kafka's ack. The peer is aiokafka alone, without a disk, a mirror or NBD in front of it, "
+        "with as many records under way. QEMU's NBD client keeps 16 requests under way, so depth 32 is depth 16; two batches take "
+        "turns. Bottleneck: the CPU of a round trip in broker and agent."
+    ),
+    "recovery point and costs": (
+        "From the answer that the guest got to Kafka's ack, from the agent's histogram `rephub_agent_ack_delay_seconds`. A batch that "
+        "nobody waits for gathers for `agent.linger_ms`; that is most of it. CPU is that of the agent's worker, of the broker and of the diskbox, for each acked event."
+    ),
+    "first sync": (
+        "A disk of random bytes is read from QEMU, goes through the journal, and is applied; the time is that from `protect` to state "
+        "`protected`. nbdcopy reads the same export and keeps nothing, or writes one file. Each byte of a sync is written twice to "
+        "fresh pages of memory, by broker and by diskbox. What such a page costs on this machine is the last line; both daemons, QEMU "
+        "and agent share the cores."
+    ),
+    "applying the journal": (
+        "Promote reads, decodes, checks each crc, coalesces, writes and syncs what ConsumerPerformance only reads. Bottleneck: one core "
+        "of Python; with small events the cost is per event, with large ones per byte."
+    ),
     "opening a point": (
         "A view is opened from the index in memory: no record is read. The first read looks its bytes up in the index "
         "(newest segment first, a segment is 16,384 events) and fetches the batch that holds them."
@@ -31,10 +64,18 @@ _EXPLAINED = {
         "of the whole batch that holds it (up to 1 MiB) from Kafka. Hydrated, the bottleneck is Python's NBD server: one "
         "core answers so many requests a second, wherever the bytes are."
     ),
-    "restart, promote, fail-over": (
+    "restart, fail-over": (
         "A restart takes in sections instead of reading the journal. Fail-over opens a view and fences the journal; nothing "
-        "waits for what is below the point to be applied. Promote reads, decodes, checks, coalesces and writes what the "
-        "consumer only reads."
+        "waits for what is below the point to be applied."
+    ),
+    "more volumes, more workers": (
+        "Each volume has its own disk, fio and topic; all together are measured. Each volume makes batches and fetches of its own, and "
+        "each of those costs broker, agent and diskbox CPU, whatever is in it: on two cores, with eight fio and eight QEMUs beside "
+        "them, that is the limit. A second worker helps where there are cores for it."
+    ),
+    "rewriting the same 64 MiB": (
+        "The index holds each event of the history, in arrays; a lookup stops at the newest event that covers a byte, so the length of "
+        "the history does not matter to it, nor to the projector, which only appends."
     ),
 }
 
@@ -52,12 +93,17 @@ def write_page(results: Path) -> None:
         minutes=max(1, round(document["seconds"] / 60)), **document["machine"],
     )  # fmt: skip
     section = ""
-    for figure in figures:
+    for figure in by_section(figures):
         if figure.section != section:
             section = figure.section
             text += f"\n## {section[0].upper()}{section[1:]}\n\n{_EXPLAINED[section]}\n\n"
             text += "| what | value | peer | ratio | aim |\n| --- | --- | --- | --- | --- |\n"
         text += "| " + " | ".join(cells(figure)) + " |\n"
+    plots = draw(document.get("series", {}), PAGE.parent / "plots")
+    if plots:
+        text += (
+            "\n## Plots\n\n" + "\n".join(f"![{title}](plots/{name})" for title, name in plots.items()) + "\n"
+        )
     for note in document["notes"]:
         text += f"\n* {note}\n"
     PAGE.write_text(text)

@@ -80,9 +80,12 @@ class Rig:
         """The agent's data path processes."""
         return psutil.Process(self.pid("agent")).children()
 
-    def worker_cpu_seconds(self) -> float:
-        """Of all workers since they started."""
-        return sum(sum(worker.cpu_times()[:2]) for worker in self.workers())
+    def cpu_seconds(self) -> dict[str, float]:
+        """Of the agent's workers, the broker and the diskbox since they started."""
+        of = {"agent": self.workers()} | {
+            kind: [psutil.Process(self.pid(kind))] for kind in ("broker", "diskbox")
+        }
+        return {kind: sum(sum(process.cpu_times()[:2]) for process in found) for kind, found in of.items()}
 
     def ack_delays(self, volume: str) -> list[float]:
         """Writes by the time from capture to ack, cumulative, as the agent's `/metrics` has them."""
