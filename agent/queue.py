@@ -65,11 +65,10 @@ class Queued:
     on_ack: Callable[[int], None] | None = None
     """Called with the event's journal offset."""
     acked: bool = False
-
-    @property
-    def cost_bytes(self) -> int:
-        """What the event counts against the buffer."""
-        return EVENT_OVERHEAD_BYTES + (len(self.data) if self.data is not None else 0)
+    cost_bytes: int = EVENT_OVERHEAD_BYTES
+    """What the event counts against the buffer."""
+    record: bytes | None = None
+    """As the journal will have it, once it is encoded; `data` is gone then."""
 
     @property
     def is_sync(self) -> bool:
@@ -206,6 +205,15 @@ class EventQueue:
         self._in_flight = batch
         return batch
 
+    def unencoded(self) -> list[Queued]:
+        """Events that no batch has taken and nobody has encoded yet, the newest first."""
+        found: list[Queued] = []
+        for event in reversed(self._queued):
+            if event.record is not None:
+                break
+            found.append(event)
+        return found
+
     def acked(self) -> list[Queued]:
         """The batch in flight is in the journal: forget it.
 
@@ -218,9 +226,8 @@ class EventQueue:
             self.unacked_bytes -= event.cost_bytes
             if event.is_sync:
                 self.unacked_sync_bytes -= event.cost_bytes
-            if event.data is not None:
-                self.unacked_data_bytes -= len(event.data)
-            event.data = None
+            self.unacked_data_bytes -= event.cost_bytes - EVENT_OVERHEAD_BYTES
+            event.data = event.record = None
         return batch
 
     def discard(self) -> None:
@@ -236,7 +243,8 @@ class EventQueue:
                 read.younger.append((start, length))
 
     def _append(self, event: Queued) -> Queued:
-        cost = event.cost_bytes
+        cost = EVENT_OVERHEAD_BYTES + (len(event.data) if event.data is not None else 0)
+        event.cost_bytes = cost
         self.next_seq += 1
         self.queued_bytes += cost
         self.unacked_bytes += cost

@@ -1,7 +1,7 @@
 """Kafka's record batches, format 2, without what we never use: keys, headers, timestamps of clients, transactions.
 
 Spec: Kafka documentation, "Record Batch" (KIP-98). Why not aiokafka's builder and parser: they copy each value two to four
-times and compute the crc in software; measured in docs/adr-data-path.md.
+times and compute the crc in software; measured in docs/data-path.md.
 """
 
 from __future__ import annotations

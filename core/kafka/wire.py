@@ -2,7 +2,7 @@
 
 aiokafka resolves names, secures and authenticates the connection and learns the broker's versions; then a `Wire` takes
 the transport over. A request of 1 MiB is copied eight times by aiokafka on its way out and a response five times on its
-way in; here a batch is joined once, and a long answer is received in place. Measured: docs/adr-data-path.md.
+way in; here a batch is joined once, and a long answer is received in place. Measured: docs/data-path.md.
 
 Requests are answered in the order in which they were sent (Kafka protocol guide, "Network").
 """
