@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from bench import guest, recovery, replication, scale
+from bench import guest, nbd, recovery, replication, scale
 from bench.harness import Run, console
 from bench.report import write_page
 
 MEASUREMENTS = {
+    "nbd": nbd.measure,
     "guest": guest.measure,
     "replication": replication.measure,
     "recovery": recovery.measure,

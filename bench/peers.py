@@ -39,7 +39,7 @@ def mirrored_into_null(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]
     )
     qsd = None
     try:
-        _wait_for(socket)
+        wait_for(socket)
         qsd = StorageDaemon(folder / "qsd", [size_bytes])
         target = {"type": "unix", "path": str(socket)}
         for command, arguments in (
@@ -71,7 +71,8 @@ def _dashed() -> dict[str, object]:
     return {name.replace("-", "_"): value for name, value in MIRROR.items()}
 
 
-def _wait_for(path: Path) -> None:
+def wait_for(path: Path) -> None:
+    """Wait until a server has made its socket."""
     deadline = time.monotonic() + 10
     while not path.exists():
         if time.monotonic() > deadline:

@@ -23,6 +23,10 @@ Measured {began} at commit `{commit}` on {cores} cores ({cpu}), {memory_gib} GiB
 """
 
 _EXPLAINED = {
+    "NBD server alone": (
+        "fio's NBD engine against our server with a handler that does nothing, and against nbdkit in C. At depth 1 it is the wake-ups "
+        "of two processes; with more under way all requests of a wake-up are parsed and answered together."
+    ),
     "guest writes, async": (
         "fio writes through qemu-storage-daemon, as a guest would. The peer is the same daemon with the same mirror into nbdkit's "
         "null plugin, in C, which keeps nothing: what a mirror costs before anybody does anything with the data. Bottleneck: "
