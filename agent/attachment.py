@@ -28,6 +28,7 @@ from rephub.agent.sync import Pace, Sync
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.config import AgentSettings
 from rephub.core.errors import ConflictError, RephubError, UnavailableError
+from rephub.core.gathering import Gathering
 from rephub.core.journal.port import JournalStore, JournalWriter
 from rephub.core.nbd.client import NbdClient
 from rephub.core.nbd.constants import BASE_ALLOCATION
@@ -85,6 +86,7 @@ class Attachment:
         journals: where events go.
         bitmaps: where marks go.
         lost: called once if capture ends by itself.
+        gathering: shared by the attachments of a process; None: it is alone.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Attachment:
         journals: JournalStore,
         bitmaps: BitmapStore,
         lost: Callable[[Attachment, RephubError], None],
+        gathering: Gathering | None = None,
     ) -> None:
         self.spec = spec
         self.error: RephubError | None = None
@@ -103,7 +106,7 @@ class Attachment:
         self._journals = journals
         self._bitmaps = bitmaps
         self._batch_bytes = int(settings.batch_bytes)
-        self._linger_seconds = settings.linger_ms / 1000
+        self._gathering = gathering or Gathering(settings.linger_ms / 1000)
         self._lost = lost
         self._closing = False
         """QEMU lets go at our wish."""
@@ -163,7 +166,7 @@ class Attachment:
             epoch=spec.epoch,
             next_offset=spec.epoch_offset + 1,
             batch_bytes=self._batch_bytes,
-            linger_seconds=self._linger_seconds,
+            gathering=self._gathering,
             acked=self._acked,
         )
         self._start(self._publisher.run())

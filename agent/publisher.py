@@ -1,7 +1,7 @@
 """Group commit: takes what has gathered in the queue, writes it to the journal as one batch, tells who waits.
 
 One batch is in flight at a time; while it is, the next one gathers. Where nobody waits for an ack, a batch gathers for
-`linger_seconds` before it goes: a request costs agent and broker half a millisecond of CPU, whatever is in it.
+a while before it goes: a request costs agent and broker half a millisecond of CPU, whatever is in it.
 Encoding happens here, once per event, and as soon as those who wait have their answers: while a batch is sent, no guest is answered.
 
 Invariants: an event is reported as acked only after `append` returned its offset; offsets are contiguous within an
@@ -21,6 +21,7 @@ from rephub.agent.delays import AckDelays
 from rephub.agent.queue import EventQueue, Kind, Queued
 from rephub.core.codec import WriteEncoder, encode_journal
 from rephub.core.errors import FencedError, IntegrityError
+from rephub.core.gathering import Gathering
 from rephub.core.journal.port import JournalReader, JournalWriter
 from rephub.schemas import journal
 
@@ -85,7 +86,7 @@ class Publisher:
         epoch: of the attachment.
         next_offset: the offset after its `EpochStarted`.
         batch_bytes: a batch ends at this size.
-        linger_seconds: how long events gather that nobody waits for.
+        gathering: how long events gather that nobody waits for.
         acked: called with the events of each batch, in order, once they are in the journal.
     """
 
@@ -99,7 +100,7 @@ class Publisher:
         epoch: int,
         next_offset: int,
         batch_bytes: int,
-        linger_seconds: float,
+        gathering: Gathering,
         acked: Callable[[list[Queued]], None],
     ) -> None:
         self._queue = queue
@@ -109,7 +110,7 @@ class Publisher:
         self._epoch = epoch
         self._next_offset = next_offset
         self._batch_bytes = batch_bytes
-        self._linger_seconds = linger_seconds
+        self._gathering = gathering
         self._acked = acked
         self._wake = asyncio.Event()
         self._parked = False
@@ -189,8 +190,9 @@ class Publisher:
         if self._hurry or self._queue.queued_bytes >= self._batch_bytes:
             return
         self._wake.clear()
+        seconds = self._gathering.seconds(self, self._loop.time())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._sent_at + self._linger_seconds):
+            async with asyncio.timeout_at(self._sent_at + seconds):
                 await self._wake.wait()
 
     async def drained(self) -> None:

@@ -29,6 +29,7 @@ from rephub.core.bitmap.port import BitmapStore
 from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.config import Settings, load_settings
 from rephub.core.errors import ConflictError, RephubError, UnavailableError, UsageError
+from rephub.core.gathering import Gathering
 from rephub.core.journal.kafka import KafkaJournalStore
 from rephub.core.journal.port import JournalStore
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
@@ -53,6 +54,7 @@ class Worker:
         self._bitmaps: BitmapStore | None = None
         self._attachments: dict[str, Attachment] = {}
         self._holds: Holds | None = None
+        self._gathering: Gathering | None = None
 
     async def run(self) -> None:
         """Serve until the control process is gone."""
@@ -91,6 +93,7 @@ class Worker:
         logs.configure(self._settings.log.level)
         self._journals = KafkaJournalStore(self._settings.kafka.bootstrap, JOURNAL_CONFIG)
         self._bitmaps = RedisBitmapStore(self._settings.redis.url)
+        self._gathering = Gathering(self._settings.agent.linger_ms / 1000)
         self._holds = Holds(self._get, self._settings.agent.hold_max_ms / 1000)
         return {"pid": os.getpid()}
 
@@ -105,7 +108,12 @@ class Worker:
         if old:
             await self._end(old, 0)
         attachment = Attachment(
-            AttachmentSpec(**spec), self._settings.agent, self._journals, self._bitmaps, self._lost
+            AttachmentSpec(**spec),
+            self._settings.agent,
+            self._journals,
+            self._bitmaps,
+            self._lost,
+            self._gathering,
         )
         self._attachments[volume] = attachment
         try:

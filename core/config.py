@@ -103,7 +103,9 @@ class AgentSettings(DaemonSection):
         30.0, gt=0, le=86_400, description="dirty bitmap in QEMU: one record's span"
     )
     batch_bytes: ByteSize = Field(ByteSize(MIB), ge=4096, le=2 * MIB, description="journal batch")
-    linger_ms: int = Field(25, ge=0, le=1000, description="a batch that no write waits for gathers so long")
+    linger_ms: int = Field(
+        25, ge=0, le=1000, description="a batch that no write waits for gathers so long, or up to three times"
+    )
     hold_max_ms: int = Field(50, ge=1, le=1000, description="group over several agents: answers held at most")
     peer_host: str = Field("", description="address for agents of other hosts; empty: a unix socket")
     peer_port: Port = Field(0, description="port beside it; 0: any free one")

@@ -52,6 +52,8 @@ class PartitionProducer:
         self._delivery_seconds = delivery_seconds
         self._batch_bytes_max = batch_bytes_max
         self._compression = COMPRESSIONS[compression]
+        # The batch takes the place of its empty last field.
+        self._request = ProduceRequest(None, ACKS_ALL, int(delivery_seconds * 1000), [(topic, [(0, b"")])])
         self._id = (-1, -1)
         self._sequence = 0
         self._busy = False
@@ -102,11 +104,8 @@ class PartitionProducer:
         batch = encode_batch(values, self._id, self._sequence, self._compression)
         if len(batch) > self._batch_bytes_max:
             raise UsageError(f"{len(values)} records do not fit a batch of {self._batch_bytes_max} bytes")
-        request = ProduceRequest(
-            None, ACKS_ALL, int(self._delivery_seconds * 1000), [(self._topic, [(0, b"")])]
-        )
         deadline = asyncio.get_running_loop().time() + self._delivery_seconds
-        return await self._link.call(request, self._acked, deadline, last_field=(batch,))
+        return await self._link.call(self._request, self._acked, deadline, last_field=(batch,))
 
     def _acked(self, response: Any) -> int:
         _, code, base_offset, *_ = response.topics[0][1][0]

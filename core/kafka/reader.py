@@ -21,6 +21,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from rephub.core.errors import IntegrityError, UnavailableError
+from rephub.core.gathering import Gathering
 from rephub.core.journal.port import StoredRecord, StoredRecords
 from rephub.core.kafka.batch import decode_batches
 from rephub.core.kafka.link import KafkaAddress, KafkaLink, check_retriable, error_name
@@ -115,12 +116,12 @@ class PartitionReader:
                 raise await self._not_in_log(offset)
 
     async def tail(
-        self, first_offset: int, bytes_max: int = TAIL_BYTES_MAX, *, gather_seconds: float = 0.0
+        self, first_offset: int, bytes_max: int = TAIL_BYTES_MAX, *, gathering: Gathering | None = None
     ) -> AsyncIterator[StoredRecords]:
         """Records from `first_offset` on, for ever; the next answer is asked for while one is worked on.
 
-        Where `gather_seconds` is given, records that follow others may come so much later, more of them at once: each
-        answer costs both sides about a millisecond of CPU, whatever is in it.
+        With `gathering`, records that follow others may come so much later, more of them at once: each answer costs both
+        sides about a millisecond of CPU, whatever is in it.
 
         Outages are waited for; the link says in the log when they begin and end.
 
@@ -131,7 +132,10 @@ class PartitionReader:
         link = KafkaLink(self._address, self._topic, TAIL_MISSING_SECONDS)
 
         def ask(offset: int, *, flowing: bool = False) -> asyncio.Task[StoredRecords]:
-            wait = _Wait(gather_seconds, GATHER_BYTES) if flowing and gather_seconds else AT_HEAD
+            wait = AT_HEAD
+            if flowing and gathering is not None:
+                seconds = gathering.seconds(self, asyncio.get_running_loop().time())
+                wait = _Wait(seconds, GATHER_BYTES)
             return asyncio.create_task(
                 self._checked_fetch(link, offset, bytes_max, wait, math.inf), name=f"tail {self._topic}"
             )

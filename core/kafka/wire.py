@@ -38,6 +38,14 @@ class _Pending(NamedTuple):
     answer: asyncio.Future[Any]
 
 
+class _Encoded(NamedTuple):
+    """A request as bytes; its correlation id lies behind the API's key and version, in 4 bytes each header has there."""
+
+    request: Any
+    prepared: Any
+    message: bytes
+
+
 class Wire(asyncio.BufferedProtocol):
     """A connection to one broker.
 
@@ -56,6 +64,8 @@ class Wire(asyncio.BufferedProtocol):
         self._filled = 0
         self._pending: deque[_Pending] = deque()
         self._last_id = conn._correlation_id
+        self._encoded = _Encoded(None, None, b"")
+        """The last one: a producer sends the same request again and again."""
         # The writer is kept: later Pythons close what a forgotten one wrote to.
         self._writer, conn._writer, conn._reader = conn._writer, None, None
         conn._read_task.cancel()
@@ -72,7 +82,7 @@ class Wire(asyncio.BufferedProtocol):
         """Send a request; the future is its response.
 
         Args:
-            request: of `aiokafka.protocol`.
+            request: of `aiokafka.protocol`. The same one as before is not encoded anew.
             last_field: pieces of the bytes of the request's last field, which is empty in `request`.
 
         Raises:
@@ -80,18 +90,24 @@ class Wire(asyncio.BufferedProtocol):
         """
         if not self.is_open:
             raise kafka_errors.KafkaConnectionError("the connection is closed")
-        prepared = request.prepare(self._versions)
+        if request is not self._encoded.request:
+            self._encoded = self._encode(request)
+        prepared, message = self._encoded.prepared, self._encoded.message
         self._last_id = (self._last_id + 1) & 0x7FFFFFFF
-        header = prepared.build_request_header(correlation_id=self._last_id, client_id=self._client_id)
-        message = header.encode() + prepared.encode()
         length = sum(map(len, last_field))
         if last_field:
             message = message[:-4] + _SIZE.pack(length)
-        message = _SIZE.pack(len(message) + length) + message
+        size = _SIZE.pack(len(message) + length)
+        message = b"".join((size, message[:4], _SIZE.pack(self._last_id), message[8:]))
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._pending.append(_Pending(self._last_id, prepared, answer))
         self._transport.writelines([message, *last_field])
         return answer
+
+    def _encode(self, request: Any) -> _Encoded:
+        prepared = request.prepare(self._versions)
+        header = prepared.build_request_header(correlation_id=0, client_id=self._client_id)
+        return _Encoded(request, prepared, header.encode() + prepared.encode())
 
     def abort(self) -> None:
         """Close at once: buffers of ours and of the kernel are thrown away (RST)."""
