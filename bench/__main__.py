@@ -20,11 +20,11 @@ MEASUREMENTS = {
 def main() -> None:
     """Measure, show, save."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few minutes; medians of 3 or less")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; medians of 2 or less")
     parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="one part; may be repeated")
     parser.add_argument("--page", action="store_true", help="write docs/performance.md from the results")
     options = parser.parse_args()
-    run = Run(options.quick, 3 if options.quick else 5)
+    run = Run(options.quick, 2 if options.quick else 5)
     try:
         for name in options.only or MEASUREMENTS:
             console.print(f"[bold]{name}[/]")

@@ -144,13 +144,13 @@ def _bursts(found: Rig, run: Run, ours: StorageDaemon, null: StorageDaemon) -> N
 
 
 def _sustained(found: Rig, run: Run, folder: Path, ours: StorageDaemon, seconds: float) -> None:
-    """Longer than the buffer: the journal's pace. Also events a second and the CPU of each."""
+    """More than the buffer holds: the journal's pace. Also events a second and the CPU of each."""
     epoch = found.stack.status("vm1")["epoch"]
 
     def guest(block: int, depth: int, longest: list[float], cpu: list[dict[str, float]]) -> float:
         before, acked = found.cpu_seconds(), found.stack.status("vm1")["acked_offset"]
         began = time.monotonic()
-        result = random_writes(ours, block, depth, 2 * seconds)
+        result = random_writes(ours, block, depth, seconds)
         status = found.wait_acked("vm1")
         took = time.monotonic() - began
         longest.append(result["clat_ns"]["max"] / 1e6)

@@ -21,7 +21,7 @@ SIZE = 1 * GIB
 def measure(run: Run) -> None:
     """All figures of the recovery side."""
     counts = [10_000, 100_000] if run.quick else [10_000, 100_000, 1_000_000]
-    with rig() as found:
+    with rig(on_disk=True) as found:
         qsd = found.protect("vm1", SIZE)
         done, first = 0, {}
         for count in counts:

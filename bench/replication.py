@@ -18,7 +18,6 @@ def measure(run: Run) -> None:
     """All figures between source and recovery volume."""
     with rig() as found:
         _sync(found, run)
-        _fresh_pages(found, run)
         for block in (4 * KIB, 64 * KIB):
             _apply(found, run, block)
 
@@ -53,31 +52,6 @@ def _sync(found: Rig, run: Run) -> None:
         run.add(
             Figure(SYNC, f"against {peer}", median(mine), "MB/s", peer, median(speeds), aim, samples=mine)
         )
-
-
-def _fresh_pages(found: Rig, run: Run) -> None:
-    """What the kernel and the machine below it take for a page that nobody had before."""
-    path = found.folder / "pages"
-    block, count = bytes(1 * MIB), 256
-
-    def write() -> float:
-        began = time.monotonic()
-        with path.open("r+b", buffering=0) as file:
-            for _ in range(count):
-                file.write(block)
-        return (time.monotonic() - began) / count / len(block) * 1e9
-
-    fresh, used = [], []
-    for _ in range(run.rounds):
-        path.write_bytes(b"")
-        fresh.append(write())
-        used.append(write())
-        path.unlink()
-    run.add(
-        Figure(
-            SYNC, "a byte to a fresh page", median(fresh), "ns", "to a used one", median(used), samples=fresh
-        )
-    )
 
 
 def _apply(found: Rig, run: Run, block: int) -> None:

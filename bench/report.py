@@ -19,7 +19,7 @@ noisy: what counts is the ratio to a peer, measured in turns in the same run. Re
 `make bench BENCH=--quick`.
 
 Measured {began} at commit `{commit}` on {cores} cores ({cpu}), {memory_gib} GiB, Linux {kernel}, Python {python},
-{qemu}, {java}, {fio}; broker, diskbox, load and peers share the machine, and all files lie in memory. Medians of {rounds}.
+{qemu}, {java}, {fio}; broker, diskbox, load and peers share the machine, files lie in memory but for the recovery side's. Medians of {rounds}.
 """
 
 _EXPLAINED = {
@@ -51,9 +51,8 @@ _EXPLAINED = {
     ),
     "first sync": (
         "A disk of random bytes is read from QEMU, goes through the journal, and is applied; the time is that from `protect` to state "
-        "`protected`. nbdcopy reads the same export and keeps nothing, or writes one file. Each byte of a sync is written twice to "
-        "fresh pages of memory, by broker and by diskbox. What such a page costs on this machine is the last line; both daemons, QEMU "
-        "and agent share the cores."
+        "`protected`. nbdcopy reads the same export and keeps nothing, or writes one file. Bottleneck: CPU. Each byte passes agent, broker and "
+        "diskbox on the same cores, at what is listed above for writes of 1024 KiB, and is written twice."
     ),
     "applying the journal": (
         "Promote reads, decodes, checks each crc, coalesces, writes and syncs what ConsumerPerformance only reads. Bottleneck: one core "

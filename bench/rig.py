@@ -144,9 +144,16 @@ def scratch_folder() -> str | None:
 
 
 @contextlib.contextmanager
-def rig(**settings: str) -> Iterator[Rig]:
-    """A running stack in a folder of its own; settings as in the environment: `REPHUB_AGENT__WORKERS="2"`."""
-    with tempfile.TemporaryDirectory(prefix="rhb", dir=scratch_folder(), ignore_cleanup_errors=True) as name:
+def rig(*, on_disk: bool = False, **settings: str) -> Iterator[Rig]:
+    """A running stack in a folder of its own.
+
+    Args:
+        on_disk: in the usual place of temporary files, and not in memory: files in memory cannot be read without a thread.
+        **settings: as in the environment: `REPHUB_AGENT__WORKERS="2"`.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="rhb", dir=None if on_disk else scratch_folder(), ignore_cleanup_errors=True
+    ) as name:
         found = Rig(Path(name))
         try:
             os.environ.update(settings)

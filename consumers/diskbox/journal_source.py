@@ -16,7 +16,7 @@ from rephub.schemas.journal import SyncData, Write
 CACHE_BYTES_MAX = 32 << 20
 """Of one volume; 27 volumes make 864 MiB at most."""
 
-NEAR_OFFSETS = 64
+NEAR_OFFSETS = 256
 """Events that are not farther apart likely lie in one batch of the log, which comes as a whole."""
 AHEAD_BYTES = 128 << 10
 """What comes along with one event: its batch, whatever that holds, and a little more."""
@@ -40,7 +40,7 @@ class JournalSource:
         self._reader = reader
         self._cache_bytes_max = cache_bytes_max
         self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._under_way: dict[int, asyncio.Task[bytes]] = {}
         self.cached_bytes = 0
         self.fetches = 0
 
@@ -122,30 +122,35 @@ class JournalSource:
         return _identity(record.epoch, record.seq, record.crc32c.hex())
 
     async def _value(self, journal_offset: int) -> bytes:
-        while True:
-            value = self._cache.get(journal_offset)
-            if value is not None:
-                self._cache.move_to_end(journal_offset)
-                return value
-            task = self._under_way.get(journal_offset)
-            if task is None:
-                task = asyncio.create_task(self._fetch(journal_offset))
-                self._under_way[journal_offset] = task
-                task.add_done_callback(lambda done: self._ended(journal_offset, done))
-            await asyncio.shield(task)
+        value = self._cache.get(journal_offset)
+        if value is not None:
+            self._cache.move_to_end(journal_offset)
+            return value
+        task = self._under_way.get(journal_offset)
+        if task is None:
+            task = asyncio.create_task(self._fetch(journal_offset))
+            self._under_way[journal_offset] = task
+            task.add_done_callback(lambda done: self._ended(journal_offset, done))
+        # Not by way of the cache: what others fetch meanwhile may have driven it out.
+        return await asyncio.shield(task)
 
-    def _ended(self, journal_offset: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, journal_offset: int, task: asyncio.Task[bytes]) -> None:
         self._under_way.pop(journal_offset, None)
         if not task.cancelled():
             task.exception()  # seen; whoever still waits gets it too
 
-    async def _fetch(self, journal_offset: int) -> None:
+    async def _fetch(self, journal_offset: int) -> bytes:
         self.fetches += 1
-        for record in reversed(await self._reader.fetch(journal_offset, AHEAD_BYTES)):
-            if record.journal_offset not in self._cache:
+        records = await self._reader.fetch(journal_offset, AHEAD_BYTES)
+        for record in reversed(records):
+            if record.journal_offset in self._cache:
+                self._cache.move_to_end(record.journal_offset)
+            else:
                 self.cached_bytes += len(record.value)
-            # Copied: a view would hold all that was fetched with it.
-            self._cache[record.journal_offset] = bytes(record.value)
+                # Copied: a view would hold all that was fetched with it.
+                self._cache[record.journal_offset] = bytes(record.value)
+        value = self._cache[journal_offset]
         while self.cached_bytes > self._cache_bytes_max and len(self._cache) > 1:
-            _, value = self._cache.popitem(last=False)
-            self.cached_bytes -= len(value)
+            _, oldest = self._cache.popitem(last=False)
+            self.cached_bytes -= len(oldest)
+        return value

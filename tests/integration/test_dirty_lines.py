@@ -94,8 +94,8 @@ async def test_an_agent_that_was_killed_copies_only_what_was_written_meanwhile(
     rig.launch()
     started, moved = await site.again(2)
     assert (started.mode, started.reason) == ("delta", None)
-    # 31, 40, and two granules at 9 MiB; perhaps that at 30.
-    assert 4 * GRANULE <= started.total_bytes <= 5 * GRANULE
+    # 40, and two granules at 9 MiB; those at 30 and 31, unless two records have ended since, as marks stay for a while.
+    assert 3 * GRANULE <= started.total_bytes <= 5 * GRANULE
     assert moved <= started.total_bytes
 
 

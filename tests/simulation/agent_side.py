@@ -179,6 +179,13 @@ def installed(world: World) -> Iterator[None]:
 
 def settings(buffer_bytes: int, batch_bytes: int, delay_max_ms: int) -> AgentSettings:
     """Limits of a small volume, below what a real configuration may say."""
+    # Half of the worlds send what they have at once, as all do where somebody waits.
+    linger_ms = 25 if batch_bytes <= 4096 else 0
     return AgentSettings().model_copy(
-        update={"buffer_bytes": buffer_bytes, "batch_bytes": batch_bytes, "delay_max_ms": delay_max_ms}
+        update={
+            "buffer_bytes": buffer_bytes,
+            "batch_bytes": batch_bytes,
+            "delay_max_ms": delay_max_ms,
+            "linger_ms": linger_ms,
+        }
     )

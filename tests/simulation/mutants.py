@@ -68,6 +68,9 @@ def two_change_places(self: Any, bytes_max: int) -> list[Any]:
     """Two writes of a batch have each other's place."""
     batch = take_batch(self, bytes_max)
     writes = [event for event in batch if event.kind is queue.Kind.WRITE]
+    for event in writes:
+        if event.record is not None:
+            event.data, event.record = codec.decode_journal(event.record).data, None
     for one, other in zip(writes[::2], writes[1::2], strict=False):
         for name in ("start", "length", "data"):
             mine = getattr(one, name)
