@@ -27,10 +27,6 @@ from rephub.projections import decide_sync
 from rephub.projections.catalogue import Volume
 from rephub.schemas import events as ev
 
-RETRY_SECONDS = 0.2
-RETRY_SECONDS_MAX = 3.0
-"""A VM that comes back, or a Kafka that does, is found within this."""
-
 FIRST_ATTEMPTS_MAX = 3
 """Attempts at the first attach of a protect; then it fails, so that the operator hears why."""
 
@@ -161,7 +157,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep the volume until cancelled."""
-        delay = RETRY_SECONDS
+        delay = overload.RETRY_SECONDS
         while True:
             self._wake.clear()
             try:
@@ -176,12 +172,12 @@ class Keeper:
                 self.reason = f"internal error: {exc!r}"
                 log.exception("will try again", extra={"volume": self.name})
             else:
-                delay = RETRY_SECONDS
+                delay = overload.RETRY_SECONDS
                 if not acted:
                     await self._pause(ROTATE_LOOK_SECONDS if self.is_consistent else None)
                 continue
             await self._pause(delay)
-            delay = min(delay * 2, RETRY_SECONDS_MAX)
+            delay = min(delay * 2, overload.RETRY_SECONDS_MAX)
 
     async def stop(self, reason: str) -> None:
         """Let go cleanly because the agent ends; the timeline says why there is a gap. `run` must be cancelled."""

@@ -17,7 +17,7 @@ THROTTLE_FULL = 0.75
 are that much of the default buffer."""
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.2, 3.0
-"""Rest after a short life: a Kafka that comes back is found within the longest."""
+"""Between two attempts, and after a short life: a VM that comes back, or a Kafka that does, is found within the longest."""
 
 OUTRUN_SECONDS, OUTRUN_SECONDS_MAX = 2.5, 30.0
 """Rest after the guest outran the journal."""

@@ -13,8 +13,7 @@ from pathlib import Path
 import uvloop
 
 from bench.harness import Figure, Run, alternating, median
-from bench.peers import wait_for
-from bench.rig import GIB, KIB, fio, scratch_folder
+from bench.rig import GIB, KIB, fio, scratch_folder, wait_for
 from rephub.core.nbd.export import Connection, ExportInfo, Request
 from rephub.core.nbd.server import NbdServer
 from rephub.core.nbd.uri import unix_uri

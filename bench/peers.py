@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from bench.rig import MIB, wait_for
 from qsd import StorageDaemon
+from rephub.core.kafka.link import KafkaAddress
+from rephub.core.kafka.topics import TopicAdmin
 from rephub.infra.kafka.broker import LIBS
-from rephub.infra.kafka.topics import JOURNAL_CONFIG
+from rephub.infra.kafka.topics import JOURNAL_CONFIG, TopicSpec, create_topics
 
-KIB, MIB = 1 << 10, 1 << 20
 MIRROR = {
-    "sync": "none", "copy-mode": "write-blocking", "on-target-error": "report", "granularity": 4096,
+    "sync": "none", "copy_mode": "write-blocking", "on_target_error": "report", "granularity": 4096,
 }  # fmt: skip
+"""As the agent attaches it."""
 PAYLOAD_BYTES = 64 * MIB
 """ProducerPerformance picks its records from a file; random bytes, as fio writes them."""
 
@@ -44,7 +46,7 @@ def mirrored_into_null(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]
         target = {"type": "unix", "path": str(socket)}
         for command, arguments in (
             ("blockdev-add", {"driver": "nbd", "node_name": "null", "server": target, "export": ""}),
-            ("blockdev-mirror", {"job_id": "mirror", "device": "disk0", "target": "null", **_dashed()}),
+            ("blockdev-mirror", {"job_id": "mirror", "device": "disk0", "target": "null", **MIRROR}),
         ):
             answer = qsd.execute(command, **arguments)
             if "error" in answer:
@@ -67,19 +69,6 @@ def unprotected(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
         qsd.kill()
 
 
-def _dashed() -> dict[str, object]:
-    return {name.replace("-", "_"): value for name, value in MIRROR.items()}
-
-
-def wait_for(path: Path) -> None:
-    """Wait until a server has made its socket."""
-    deadline = time.monotonic() + 10
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{path} is not there")
-        time.sleep(0.01)
-
-
 def producer_performance(bootstrap: str, folder: Path, record_bytes: int, seconds: float) -> float:
     """Kafka's own producer at its best: records a second; acks=all, idempotent, batches of 1 MiB, random payload.
 
@@ -100,19 +89,7 @@ def producer_performance(bootstrap: str, folder: Path, record_bytes: int, second
                 file.write(random.randbytes(record_bytes).translate(alphabet[:256]) + b"\n")
     count = max(200, int(300e6 * seconds / record_bytes))
 
-    async def topics(verb: str) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-        await admin.start()
-        try:
-            if verb == "make":
-                config = {name: str(value) for name, value in JOURNAL_CONFIG.items()}
-                await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=config)])
-            else:
-                await admin.delete_topics([topic])
-        finally:
-            await admin.close()
-
-    asyncio.run(topics("make"))
+    asyncio.run(create_topics(bootstrap, [TopicSpec(topic, dict(JOURNAL_CONFIG))]))
     try:
         done = subprocess.run(
             [
@@ -125,8 +102,14 @@ def producer_performance(bootstrap: str, folder: Path, record_bytes: int, second
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     finally:
-        asyncio.run(topics("delete"))
+        asyncio.run(_delete(bootstrap, topic))
     return float(re.findall(r"([\d.]+) records/sec", done.stdout)[-1])
+
+
+async def _delete(bootstrap: str, topic: str) -> None:
+    admin = TopicAdmin(KafkaAddress(bootstrap), request_seconds=30)
+    await admin.delete(topic)
+    await admin.close()
 
 
 def closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: float) -> float:
@@ -142,10 +125,7 @@ def closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: float) -
 
 async def _closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: float) -> float:
     topic = f"peer-loop-{time.monotonic_ns()}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    config = {name: str(value) for name, value in JOURNAL_CONFIG.items()}
-    await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=config)])
+    await create_topics(bootstrap, [TopicSpec(topic, dict(JOURNAL_CONFIG))])
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, max_batch_size=MIB,
         max_request_size=4 * MIB,
@@ -163,8 +143,7 @@ async def _closed_loop(bootstrap: str, depth: int, record_bytes: int, seconds: f
 
     counts = await asyncio.gather(*(writer() for _ in range(depth)))
     await producer.stop()
-    await admin.delete_topics([topic])
-    await admin.close()
+    await _delete(bootstrap, topic)
     return sum(counts) / seconds
 
 

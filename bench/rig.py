@@ -129,6 +129,15 @@ class Rig:
         return float(cells[2]) * MIB / 1e6 / (float(cells[7]) / 1e3)
 
 
+def wait_for(path: Path) -> None:
+    """Wait until a server has made its socket."""
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{path} is not there")
+        time.sleep(0.01)
+
+
 def ask(url: str) -> str:
     """What a daemon's status server answers."""
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - always http
@@ -218,8 +227,7 @@ def qemu_nbd(path: Path, folder: Path) -> Iterator[str]:
         ["qemu-nbd", "-r", "-f", "raw", "-k", socket, "-e", "8", "-t", "-x", "v", path]
     )
     try:
-        while not socket.exists():
-            time.sleep(0.01)
+        wait_for(socket)
         yield f"nbd+unix:///v?socket={socket}"
     finally:
         process.terminate()

@@ -75,7 +75,7 @@ class Head:
         return verdict
 
     def take_run(self, run: Run) -> bool:
-        """Take in a run that is no longer than `room`.
+        """Take in a run; where sections are to end in time, one that is no longer than `room`.
 
         Returns:
             False: not all of it is to be applied; nothing was taken in, it has to be taken one by one.
@@ -89,17 +89,15 @@ class Head:
 
     @property
     def room(self) -> int:
-        """Records until a section should end; at least 1."""
-        records = self.offset - self._before.last_offset
+        """Records until a section should end; 0 or less: here."""
         if self._bytes >= SECTION_BYTES:
-            return 1
-        return max(1, min(self.index.room, SECTION_RECORDS - records))
+            return 0
+        return min(self.index.room, SECTION_RECORDS - (self.offset - self._before.last_offset))
 
     @property
     def is_cut_due(self) -> bool:
         """Whether a section should end here."""
-        records = self.offset - self._before.last_offset
-        return self.index.is_full or self._bytes >= SECTION_BYTES or records >= SECTION_RECORDS
+        return self.room <= 0
 
     def cut(self) -> Section | None:
         """End a section at the last record.

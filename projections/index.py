@@ -331,10 +331,14 @@ class Index:
             start += step
 
     def add_all(self, first_offset: int, starts: Int64s, lengths: Int64s, kind: int) -> None:
-        """Take in consecutive events from an offset on, each shorter than LENGTH_MAX, no more than `room`."""
-        if self.is_full:
-            self.seal()
-        self._open.add_all(first_offset, starts, lengths, kind)
+        """As `add`, of consecutive events from an offset on, each shorter than LENGTH_MAX."""
+        first = 0
+        while first < len(starts):
+            if self.is_full:
+                self.seal()
+            next_ = first + self.room
+            self._open.add_all(first_offset + first, starts[first:next_], lengths[first:next_], kind)
+            first = next_
 
     @property
     def room(self) -> int:

@@ -214,7 +214,8 @@ class JournalFold:
             False: not all are; nothing was taken in, they have to be fed one by one.
         """
         state = self.state
-        low, high = int(run.starts.min()), int((run.starts + run.lengths).max())
+        # A start that is so large that the sum overflows is the highest by itself.
+        low, high = int(run.starts.min()), max(int(run.starts.max()), int((run.starts + run.lengths).max()))
         if (
             state.poison_offset is not None
             or not is_current(state, run)

@@ -223,8 +223,7 @@ class Projector:
     def _take_all(self, records: StoredRecords) -> None:
         """Take in records without ending sections where they are full."""
         for item in decode_all(records):
-            for part in self._parts(item):
-                self._take(part, records)
+            self._take(item, records)
 
     def _parts(self, item: Item) -> Iterator[Item]:
         """An event as it is, a run in parts that do not go beyond the end of a section."""
@@ -233,12 +232,12 @@ class Projector:
             return
         first = 0
         while first < len(item):
-            next_ = min(len(item), first + self._head.room)
+            next_ = min(len(item), first + max(1, self._head.room))
             yield item.part(first, next_)
             first = next_
 
     def _take(self, item: Item, records: StoredRecords) -> None:
-        """Take in an event, or a run that fits the section; it is one of these records, or several."""
+        """Take in an event or a run: one of these records, or several."""
         if not isinstance(item, Run):
             self._take_event(item, records.value_bytes(item[0]))
         elif self._head.take_run(item):

@@ -173,7 +173,8 @@ def _runs(records: StoredRecords) -> Iterator[tuple[int, Run]]:
         length, at = decode_longs(buffer, at)
     except (IndexError, IntegrityError):
         return  # one by one it is found out which is broken
-    whole = at + length == records.ends[rows]
+    # A negative length could lead back to the end from beyond it.
+    whole = (length >= 0) & (at + length == records.ends[rows])
     follows = (
         (np.diff(rows) == 1) & (np.diff(seq) == 1) & (np.diff(epoch) == 0) & whole[1:] & whole[:-1]
         & (attachment[1:] == attachment[:-1]).all(axis=1)

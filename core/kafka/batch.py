@@ -144,11 +144,18 @@ def _records(records: memoryview, at: int, count: int) -> tuple[Int64s, Int64s, 
     _, field = decode_longs(data, np.array(bodies, np.int64) + 1)
     deltas, field = decode_longs(data, field)
     key_bytes, field = decode_longs(data, field)
-    lengths, field = decode_longs(data, field + np.maximum(key_bytes, 0))
-    lengths = np.maximum(lengths, 0)
-    if (field + lengths > ends).any() or (key_bytes > len(records)).any():
+    lengths, field = decode_longs(data, field + _checked(key_bytes, len(records)))
+    lengths = _checked(lengths, len(records))
+    if (field + lengths > ends).any():
         raise IntegrityError("a value that is longer than its record")
     return deltas, field, field + lengths
+
+
+def _checked(lengths: Int64s, length_max: int) -> Int64s:
+    """Lengths that can be added to an index; null has none. Raises IntegrityError: one cannot be."""
+    if (lengths > length_max).any():
+        raise IntegrityError("a key or a value that is longer than its batch")
+    return np.maximum(lengths, 0)
 
 
 def _bodies(records: memoryview, at: int, count: int) -> tuple[list[int], list[int]]:

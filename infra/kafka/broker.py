@@ -26,7 +26,8 @@ LIBS = Path(__file__).resolve().parent / "libs"
 
 HEAP = ("-Xms512m", "-Xmx512m", "-Xmn256m")
 JVM = ("-server", "-XX:+UseParallelGC", "-Djava.awt.headless=true")
-"""Kafka's own choice of collector (kafka-run-class.sh), without its wrapper."""
+"""Not Kafka's own choice (kafka-run-class.sh), G1: to it, batches of 1 MiB are humongous in a heap of this size, and it marks all
+the time (docs/data-path.md). `compose.yaml` has the same."""
 
 FORMAT_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0

@@ -6,8 +6,9 @@ import random
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 
-from rephub.core.codec import encode_journal
+from rephub.core.codec import REGISTRY, encode_journal
 from rephub.core.codec.runs import (
     RUN_MIN,
     Run,
@@ -201,3 +202,45 @@ def test_curves_take_many_as_they_take_one(seed, monkeypatch) -> None:
     assert [part.tolist() for part in one[0].after(-1)] == [part.tolist() for part in many[0].after(-1)]
     assert [part.tolist() for part in one[1].after(-1, 0)] == [part.tolist() for part in many[1].after(-1, 0)]
     assert one[1].head == many[1].head
+
+
+def forged(seq: int, start: int, length: int, rest: bytes) -> bytes:
+    """A Write with a right crc and whatever header; negative numbers too."""
+    entry = REGISTRY.by_record(j.Write)
+
+    def zigzag(number: int) -> bytes:
+        number = (number << 1) ^ (number >> 63)
+        out = bytearray()
+        while number > 0x7F:
+            out.append(number & 0x7F | 0x80)
+            number >>= 7
+        return bytes([*out, number])
+
+    head = zigzag(1) + bytes(16) + b"".join(map(zigzag, (seq, 1000 + seq, start, 0, length)))
+    body = head + rest
+    return entry.prefix + crc32c(body, entry.prefix_crc).to_bytes(4, "big") + body
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [((1 << 63) - 1, 512), ((1 << 62), 512), (-1, 512), (SIZE - 1, 512), (0, -512), (0, 0)],
+)
+def test_a_forged_extent_stops_a_head_that_takes_runs_as_it_stops_one_that_takes_records(
+    start, length
+) -> None:
+    """Also where the sum of start and length does not fit 64 bits, and a length that is negative."""
+    header = {"crc32c": bytes(4), "epoch": 1, "attachment_id": bytes(16), "captured_at": 1}
+    begun = encode_journal(j.EpochStarted(**header, seq=0, prev_epoch=0, reason="r", size_bytes=SIZE))
+    synced = encode_journal(j.SyncStarted(**header, seq=1, mode="full", total_bytes=SIZE))
+    good = [forged(2 + number, number * 512, 512, bytes(512)) for number in range(2 * RUN_MIN)]
+    good[RUN_MIN] = forged(2 + RUN_MIN, start, length, bytes(max(0, length)))
+    records = StoredRecords.of(0, [begun, synced, *good])
+    one_by_one_, together = Head(fresh_state(-1, SIZE), -1), Head(fresh_state(-1, SIZE), -1)
+    for offset, record in map(decode, records):
+        one_by_one_.take(offset, record, records.value_bytes(offset))
+    for item in decode_all(records):
+        if not isinstance(item, Run) or not together.take_run(item):
+            for offset, record in one_by_one(item):
+                together.take(offset, record, records.value_bytes(offset))
+    assert together.state == one_by_one_.state
+    assert together.state.poison_offset == 2 + RUN_MIN

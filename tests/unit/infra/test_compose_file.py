@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rephub.infra.compose import FILE
+from rephub.infra.kafka.broker import HEAP, JVM
 
 DOCUMENT = yaml.safe_load(FILE.read_text())
 SERVICES = DOCUMENT["services"]
@@ -45,6 +46,8 @@ def test_redis_and_kafka_keep_what_they_answered() -> None:
     assert "--appendonly yes" in command
     assert "--appendfsync always" in command
     environment = SERVICES["kafka"]["environment"]
+    assert environment["KAFKA_HEAP_OPTS"].split() == list(HEAP)
+    assert environment["KAFKA_JVM_PERFORMANCE_OPTS"].split() == list(JVM)
     assert environment["KAFKA_LOG_RETENTION_MS"] == "-1"
     assert environment["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
 
