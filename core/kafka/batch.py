@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -54,8 +55,8 @@ _START = b"\x00\x00"
 
 def encode_batch(
     values: Sequence[Payload], producer: tuple[int, int], base_sequence: int, compression: int = 0
-) -> bytes:
-    """One batch of an idempotent producer; each value is copied once.
+) -> tuple[bytes, bytes]:
+    """One batch of an idempotent producer, as its header and its records; each value is copied once.
 
     Args:
         values: of the records, at least one.
@@ -63,21 +64,27 @@ def encode_batch(
         base_sequence: of the first record.
         compression: number of the codec.
     """
-    pieces: list[Payload] = [b""]
+    pieces: list[Payload] = []
     for number, value in enumerate(values):
-        delta, length = encode_long(number), encode_long(len(value))
-        size = len(_START) + len(delta) + len(_NO_KEY) + len(length) + len(value) + len(_NO_HEADERS)
-        pieces += (encode_long(size) + _START + delta + _NO_KEY + length, value, _NO_HEADERS)
+        pieces += (_framing(number, len(value)), value)
+    records = b"".join((*pieces, _NO_HEADERS))
     if compression:
-        pieces = [b"", _COMPRESS[compression](b"".join(pieces))]
+        records = _COMPRESS[compression](records)
     last = len(values) - 1
     body = _BODY.pack(compression, last, 0, 0, *producer, base_sequence, len(values))
-    crc = crc32c(body)
-    for piece in pieces:
-        crc = crc32c(piece, crc)
-    records_bytes = sum(map(len, pieces))
-    pieces[0] = _FRAME.pack(0, HEADER_BYTES - _LENGTH_FROM + records_bytes, -1, _MAGIC, crc) + body
-    return b"".join(pieces)
+    frame = _FRAME.pack(
+        0, HEADER_BYTES - _LENGTH_FROM + len(records), -1, _MAGIC, crc32c(records, crc32c(body))
+    )
+    return frame + body, records
+
+
+@lru_cache(maxsize=4096)
+def _framing(number: int, length: int) -> bytes:
+    """What lies between the value of the record before and the value of this one."""
+    delta, value_bytes = encode_long(number), encode_long(length)
+    size = len(_START) + len(delta) + len(_NO_KEY) + len(value_bytes) + length + len(_NO_HEADERS)
+    before = _NO_HEADERS if number else b""
+    return before + encode_long(size) + _START + delta + _NO_KEY + value_bytes
 
 
 def decode_batches(data: Payload) -> tuple[Int64s, StoredRecords]:

@@ -102,10 +102,10 @@ class PartitionProducer:
 
     async def _append(self, values: Sequence[Payload]) -> int:
         batch = encode_batch(values, self._id, self._sequence, self._compression)
-        if len(batch) > self._batch_bytes_max:
+        if sum(map(len, batch)) > self._batch_bytes_max:
             raise UsageError(f"{len(values)} records do not fit a batch of {self._batch_bytes_max} bytes")
         deadline = asyncio.get_running_loop().time() + self._delivery_seconds
-        return await self._link.call(self._request, self._acked, deadline, last_field=(batch,))
+        return await self._link.call(self._request, self._acked, deadline, last_field=batch)
 
     def _acked(self, response: Any) -> int:
         _, code, base_offset, *_ = response.topics[0][1][0]

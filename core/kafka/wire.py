@@ -24,6 +24,8 @@ STAGE_BYTES: Final = 64 << 10
 """Short answers are received here; what is longer gets a buffer of its own."""
 RESPONSE_BYTES_MAX: Final = 128 << 20
 """Far above any answer to what is asked for here; a longer one is no Kafka."""
+SLICE_BYTES: Final = 64 << 10
+"""Handed to the kernel at once: over loopback, the receiving side's work is done in the same call, some 30 µs of it."""
 IN_PLACE_BYTES: Final = 32 << 10
 """A field at least as long is given as a view into the answer; no text is as long (its length has 15 bits)."""
 
@@ -63,6 +65,8 @@ class Wire(asyncio.BufferedProtocol):
         """A long one, of which `_filled` bytes are there."""
         self._filled = 0
         self._pending: deque[_Pending] = deque()
+        self._unsent: deque[Payload] = deque()
+        """Not handed to the transport yet."""
         self._last_id = conn._correlation_id
         self._encoded = _Encoded(None, None, b"")
         """The last one: a producer sends the same request again and again."""
@@ -101,8 +105,26 @@ class Wire(asyncio.BufferedProtocol):
         message = b"".join((size, message[:4], _SIZE.pack(self._last_id), message[8:]))
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._pending.append(_Pending(self._last_id, prepared, answer))
-        self._transport.writelines([message, *last_field])
+        idle = not self._unsent
+        self._unsent.append(message)
+        for piece in last_field:
+            view = memoryview(piece)
+            self._unsent += (view[at : at + SLICE_BYTES] for at in range(0, len(view), SLICE_BYTES))
+        if idle:
+            self._send_slice()
         return answer
+
+    def _send_slice(self) -> None:
+        """Hand over about as much as a slice; the next one in the loop's next turn."""
+        pieces: list[Payload] = []
+        size = 0
+        while self._unsent and size < SLICE_BYTES:
+            pieces.append(self._unsent.popleft())
+            size += len(pieces[-1])
+        if self.is_open:
+            self._transport.writelines(pieces)
+        if self._unsent:
+            self._loop.call_soon(self._send_slice)
 
     def _encode(self, request: Any) -> _Encoded:
         prepared = request.prepare(self._versions)

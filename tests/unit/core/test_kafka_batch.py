@@ -35,7 +35,7 @@ def decoded(data: bytes) -> list[tuple[int, bytes]]:
 
 @given(values_, st.integers(0, 1 << 40), st.integers(0, (1 << 31) - 1), compressions)
 def test_aiokafka_reads_what_we_write(values, producer, sequence, compression) -> None:
-    data = encode_batch(values, (producer, 3), sequence, COMPRESSIONS[compression])
+    data = b"".join(encode_batch(values, (producer, 3), sequence, COMPRESSIONS[compression]))
     batch = DefaultRecordBatch(data)
     assert batch.validate_crc()
     assert (batch.producer_id, batch.producer_epoch, batch.base_sequence) == (producer, 3, sequence)
