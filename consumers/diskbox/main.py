@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
@@ -29,6 +30,10 @@ CONNECT_TRIES_MAX = 30
 """Kafka may start beside us; each try has a deadline of its own."""
 CONNECT_PAUSE_SECONDS = 1.0
 
+GC_OBJECTS = 50_000
+"""Made before the collector looks at the youngest: more than the views that an answer of 4 MiB is cut into. With Python's
+700, a tenth of a promote was its collections."""
+
 
 def run(settings: Settings) -> int:
     """Run a diskbox until SIGTERM or SIGINT.
@@ -37,6 +42,8 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a clean stop, else the error's.
     """
     try:
+        gc.freeze()
+        gc.set_threshold(GC_OBJECTS, 20, 20)
         uvloop.run(_run(settings))
     except RephubError as exc:
         log.error("diskbox=%s error=%s hint=%s", settings.diskbox.id, exc.message, exc.hint)
