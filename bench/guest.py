@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Figure, Run, alternating, median
-from bench.peers import closed_loop, mirrored_into_null, producer_performance, unprotected
+from bench.peers import closed_loop, mirrored_into_null, producer_performance, producing, unprotected
 from bench.rig import GIB, KIB, MIB, Rig, fio, rig, scratch_folder, write_at_random
 from qsd import StorageDaemon
 from rephub.agent.delays import BOUNDS_SECONDS
+from rephub.core.config import Settings
 from stack import bootstrap
 
 WRITES = "guest writes, async"
@@ -22,14 +23,17 @@ BURSTS = "bursts and sustained writes, async"
 JOURNAL = "policy journal, 4 KiB"
 COSTS = "recovery point and costs"
 SIZE = 1 * GIB
+LINGER_MS = Settings().agent.linger_ms
 NULL = "mirror into null"
+BESIDE = "mirror into null beside a producer"
+IN_TURN = "mirror into null, then"
 
 Result = dict[str, Any]
 
 
 def measure(run: Run) -> None:
     """All figures of the guest's side."""
-    seconds = 1.5 if run.quick else 3.0
+    seconds = 1.0 if run.quick else 3.0
     with ExitStack() as stack:
         found = stack.enter_context(rig())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhp", dir=scratch_folder())))
@@ -37,11 +41,13 @@ def measure(run: Run) -> None:
         null = stack.enter_context(mirrored_into_null(folder / "null", SIZE))
         bare = stack.enter_context(unprotected(folder / "bare", SIZE))
         _warm(ours, null, bare)
-        _writes(run, seconds, ours, null, bare)
+        unhindered = _writes(run, seconds, ours, null, bare)
+        for depth in (1, 32):
+            _writes_beside(found, run, folder, depth, ours, null, seconds)
         _recovery_point(found, run, ours)
         _bursts(found, run, ours, null)
-        _sustained(found, run, folder, ours, seconds)
-        _journal(found, run, seconds)
+        _sustained(found, run, folder, ours, seconds, unhindered)
+        _journal(found, run, null, seconds)
 
 
 def _warm(*disks: StorageDaemon) -> None:
@@ -82,7 +88,13 @@ def _all(rounds: int, *measures: Callable[[], Result]) -> list[list[Result]]:
     return found
 
 
-def _writes(run: Run, seconds: float, ours: StorageDaemon, null: StorageDaemon, bare: StorageDaemon) -> None:
+def _in_turn(*per_second: float) -> float:
+    """What is done a second if each takes its time after the other, or if they need the same cores."""
+    return 1 / sum(1 / one for one in per_second)
+
+
+def _writes(run: Run, seconds: float, ours: StorageDaemon, null: StorageDaemon, bare: StorageDaemon) -> float:
+    """Returns writes a second at depth 32, mirrored into null."""
     disks = {"protected": ours, NULL: null, "unprotected": bare}
     for depth in (1, 32):
         results = _all(
@@ -103,18 +115,46 @@ def _writes(run: Run, seconds: float, ours: StorageDaemon, null: StorageDaemon, 
             WRITES, f"{what}: against no mirror", values["protected"], "writes/s", "unprotected", values["unprotected"],
         ))  # fmt: skip
         run.series[f"latency depth {depth}"] = {name: _percentiles(found) for name, found in of.items()}
-    if not run.quick:
-        run.series["writes/s over depth"] = {
-            name: {depth: _iops(random_writes(disk, 4 * KIB, depth, 1.0)) for depth in (1, 2, 4, 8, 16, 32)}
-            for name, disk in disks.items()
+    if run.quick:
+        return values[NULL]
+    run.series["writes/s over depth"] = {
+        name: {depth: _iops(random_writes(disk, 4 * KIB, depth, 1.0)) for depth in (1, 2, 4, 8, 16, 32)}
+        for name, disk in disks.items()
+    }
+    run.series["MB/s over size"] = {
+        name: {
+            size: _iops(random_writes(disk, size * KIB, 4, 1.0)) * size * KIB / 1e6
+            for size in (4, 16, 64, 256, 1024)
         }
-        run.series["MB/s over size"] = {
-            name: {
-                size: _iops(random_writes(disk, size * KIB, 4, 1.0)) * size * KIB / 1e6
-                for size in (4, 16, 64, 256, 1024)
-            }
-            for name, disk in disks.items()
-        }
+        for name, disk in disks.items()
+    }
+    return values[NULL]
+
+
+def _writes_beside(
+    found: Rig,
+    run: Run,
+    folder: Path,
+    depth: int,
+    ours: StorageDaemon,
+    null: StorageDaemon,
+    seconds: float,
+) -> None:
+    """What is left of the peer's speed while Kafka's own producer journals as many writes on the same cores."""
+    mine = [random_writes(ours, 4 * KIB, depth, seconds) for _ in range(max(1, run.rounds - 2))]
+    found.wait_acked("vm1")
+    rate = median([_iops(result) for result in mine])
+    with producing(bootstrap(found.stack), folder, 4 * KIB, rate, LINGER_MS, len(mine) * (seconds + 1) + 1):
+        theirs = [random_writes(null, 4 * KIB, depth, seconds) for _ in mine]
+    what = f"4 KiB, depth {depth}"
+    run.add(Figure(
+        WRITES, f"{what}: of what the cores leave", rate, "writes/s", BESIDE, median([_iops(one) for one in theirs]), 0.8,
+        samples=[_iops(result) for result in mine],
+    ))  # fmt: skip
+    run.add(Figure(
+        WRITES, f"{what}: p99 latency, of what the cores leave", median([_p99_us(one) for one in mine]), "µs", BESIDE,
+        median([_p99_us(one) for one in theirs]), 1.2, less_is_better=True,
+    ))  # fmt: skip
 
 
 def _percentiles(results: list[Result]) -> dict[str, float]:
@@ -143,8 +183,19 @@ def _bursts(found: Rig, run: Run, ours: StorageDaemon, null: StorageDaemon) -> N
         ))  # fmt: skip
 
 
-def _sustained(found: Rig, run: Run, folder: Path, ours: StorageDaemon, seconds: float) -> None:
-    """More than the buffer holds: the journal's pace. Also events a second and the CPU of each."""
+def _sustained(
+    found: Rig, run: Run, folder: Path, ours: StorageDaemon, seconds: float, unhindered: float
+) -> None:
+    """More than the buffer holds: the journal's pace. Also events a second and the CPU of each.
+
+    Args:
+        found: where.
+        run: takes the figures.
+        folder: for the peer's payload.
+        ours: the disk.
+        seconds: of each sample.
+        unhindered: writes of 4 KiB a second, mirrored into null.
+    """
     epoch = found.stack.status("vm1")["epoch"]
 
     def guest(block: int, depth: int, longest: list[float], cpu: list[dict[str, float]]) -> float:
@@ -159,7 +210,8 @@ def _sustained(found: Rig, run: Run, folder: Path, ours: StorageDaemon, seconds:
         cpu.append({kind: (after[kind] - before[kind]) / events * 1e6 for kind in after})
         return float(events / took)
 
-    for block, depth in ((4 * KIB, 32), (64 * KIB, 8), (1 * MIB, 4)):
+    loads = ((4 * KIB, 32), (64 * KIB, 8), (1 * MIB, 4))
+    for block, depth in loads[: 2 if run.quick else 3]:
         longest: list[float] = []
         cpu: list[dict[str, float]] = []
         mine, theirs = alternating(
@@ -171,6 +223,11 @@ def _sustained(found: Rig, run: Run, folder: Path, ours: StorageDaemon, seconds:
             BURSTS, f"sustained, {block // KIB} KiB, guest to acked in Kafka", median(mine), "events/s",
             "ProducerPerformance", median(theirs), 0.8, samples=mine,
         ))  # fmt: skip
+        if block == 4 * KIB:
+            run.add(Figure(
+                BURSTS, "sustained, 4 KiB, against both in turn", median(mine), "events/s", f"{IN_TURN} ProducerPerformance",
+                _in_turn(unhindered, median(theirs)), 0.8, samples=mine,
+            ))  # fmt: skip
         run.add(Figure(BURSTS, f"sustained, {block // KIB} KiB: longest write", max(longest), "ms"))
         for kind in cpu[0]:
             value = median([one[kind] for one in cpu])
@@ -199,16 +256,21 @@ def _recovery_point(found: Rig, run: Run, ours: StorageDaemon) -> None:
         ))  # fmt: skip
 
 
-def _journal(found: Rig, run: Run, seconds: float) -> None:
+def _journal(found: Rig, run: Run, null: StorageDaemon, seconds: float) -> None:
     """Answered after Kafka's ack, against aiokafka alone without a disk, a mirror and NBD in front of it."""
     disk = found.protect("vm2", SIZE, "--ack", "journal")
     fio(disk.uri(), "write", 1 * MIB, 4, size=SIZE)
-    for depth in (1, 8, 32):
-        mine, theirs = alternating(
+    for depth in (1, 32) if run.quick else (1, 8, 32):
+        mine, theirs, mirror = alternating(
             run.rounds,
             partial(_iops_of, disk, depth, seconds),
             partial(closed_loop, bootstrap(found.stack), depth, 4 * KIB, seconds),
+            partial(_iops_of, null, depth, seconds / 2),
         )
         run.add(Figure(
             JOURNAL, f"depth {depth}", median(mine), "writes/s", "aiokafka alone", median(theirs), 0.8, samples=mine,
+        ))  # fmt: skip
+        run.add(Figure(
+            JOURNAL, f"depth {depth}, against both in turn", median(mine), "writes/s", f"{IN_TURN} aiokafka",
+            _in_turn(median(mirror), median(theirs)), 0.8, samples=mine,
         ))  # fmt: skip

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from bench.rig import MIB, wait_for
 from qsd import StorageDaemon
 from rephub.core.kafka.link import KafkaAddress
+from rephub.core.kafka.reader import PartitionReader
 from rephub.core.kafka.topics import TopicAdmin
 from rephub.infra.kafka.broker import LIBS
 from rephub.infra.kafka.topics import JOURNAL_CONFIG, TopicSpec, create_topics
@@ -26,6 +27,8 @@ MIRROR = {
     "sync": "none", "copy_mode": "write-blocking", "on_target_error": "report", "granularity": 4096,
 }  # fmt: skip
 """As the agent attaches it."""
+WARM_SECONDS = 2.0
+"""For which ProducerPerformance runs before it counts as warm."""
 PAYLOAD_BYTES = 64 * MIB
 """ProducerPerformance picks its records from a file; random bytes, as fio writes them."""
 
@@ -79,31 +82,83 @@ def producer_performance(bootstrap: str, folder: Path, record_bytes: int, second
         seconds: roughly, at 300 MB/s.
     """
     topic = f"peer-{record_bytes}-{time.monotonic_ns()}"
-    payload = folder / f"payload-{record_bytes}"
-    if not payload.exists():
-        # A delimiter that does not occur: ProducerPerformance splits the file by a pattern.
-        count = max(8, PAYLOAD_BYTES // record_bytes)
-        alphabet = bytes(range(33, 127)) * 2 + bytes(range(48, 116))
-        with payload.open("wb") as file:
-            for _ in range(count):
-                file.write(random.randbytes(record_bytes).translate(alphabet[:256]) + b"\n")
     count = max(200, int(300e6 * seconds / record_bytes))
-
     asyncio.run(create_topics(bootstrap, [TopicSpec(topic, dict(JOURNAL_CONFIG))]))
     try:
         done = subprocess.run(
-            [
-                "java", "-Xmx1g", "-cp", f"{LIBS}/*", "org.apache.kafka.tools.ProducerPerformance",
-                "--topic", topic, "--num-records", str(count), "--throughput", "-1",
-                "--payload-file", str(payload), "--payload-delimiter", "\\n",
-                "--producer-props", f"bootstrap.servers={bootstrap}", "acks=all", "enable.idempotence=true",
-                f"batch.size={MIB}", "linger.ms=5", f"max.request.size={8 * MIB}", f"buffer.memory={128 * MIB}",
-            ],
+            _producer(bootstrap, topic, _payload(folder, record_bytes), count, -1, "linger.ms=5"),
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     finally:
         asyncio.run(_delete(bootstrap, topic))
     return float(re.findall(r"([\d.]+) records/sec", done.stdout)[-1])
+
+
+@contextlib.contextmanager
+def producing(
+    bootstrap: str, folder: Path, record_bytes: int, rate: float, linger_ms: int, seconds: float
+) -> Iterator[None]:
+    """ProducerPerformance beside what is measured, at a rate, once it runs evenly.
+
+    Args:
+        bootstrap: of the broker that the product uses.
+        folder: as `producer_performance`.
+        record_bytes: of a value.
+        rate: records a second.
+        linger_ms: how long its batches gather.
+        seconds: for which it runs at least.
+    """
+    topic = f"peer-beside-{time.monotonic_ns()}"
+    asyncio.run(create_topics(bootstrap, [TopicSpec(topic, dict(JOURNAL_CONFIG))]))
+    count = int(rate * (WARM_SECONDS + 1 + seconds))
+    command = _producer(
+        bootstrap, topic, _payload(folder, record_bytes), count, int(rate), f"linger.ms={linger_ms}"
+    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        asyncio.run(_holds(bootstrap, topic, int(rate * WARM_SECONDS)))
+        yield
+        if process.poll() is not None:
+            raise RuntimeError("ProducerPerformance ended before what it was to disturb")
+    finally:
+        process.kill()
+        process.wait()
+        asyncio.run(_delete(bootstrap, topic))
+
+
+def _payload(folder: Path, record_bytes: int) -> Path:
+    """A file of random records for ProducerPerformance, which splits it by a pattern: it occurs nowhere else."""
+    payload = folder / f"payload-{record_bytes}"
+    if not payload.exists():
+        count = max(8, PAYLOAD_BYTES // record_bytes)
+        alphabet = bytes(range(33, 127)) * 2 + bytes(range(48, 116))
+        with payload.open("wb") as file:
+            for _ in range(count):
+                file.write(random.randbytes(record_bytes).translate(alphabet[:256]) + b"\n")
+    return payload
+
+
+def _producer(bootstrap: str, topic: str, payload: Path, count: int, rate: int, linger: str) -> list[str]:
+    return [
+        "java", "-Xmx1g", "-cp", f"{LIBS}/*", "org.apache.kafka.tools.ProducerPerformance",
+        "--topic", topic, "--num-records", str(count), "--throughput", str(rate),
+        "--payload-file", str(payload), "--payload-delimiter", "\\n",
+        "--producer-props", f"bootstrap.servers={bootstrap}", "acks=all", "enable.idempotence=true",
+        f"batch.size={MIB}", linger, f"max.request.size={8 * MIB}", f"buffer.memory={128 * MIB}",
+    ]  # fmt: skip
+
+
+async def _holds(bootstrap: str, topic: str, records: int) -> None:
+    """Wait until a topic holds so many records."""
+    reader = PartitionReader(KafkaAddress(bootstrap), topic, request_seconds=30)
+    deadline = time.monotonic() + 60
+    try:
+        while (there := await reader.next_offset()) < records:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"ProducerPerformance wrote {there} records instead of {records}")
+            await asyncio.sleep(0.05)
+    finally:
+        await reader.close()
 
 
 async def _delete(bootstrap: str, topic: str) -> None:

@@ -18,14 +18,15 @@ SIZE = 128 * MIB
 
 def measure(run: Run) -> None:
     """All figures of growth."""
-    with rig() as one, rig(REPHUB_AGENT__WORKERS="2") as two:
-        _volumes(one, two, run)
+    if not run.quick:
+        with rig() as one, rig(REPHUB_AGENT__WORKERS="2") as two:
+            _volumes(one, two, run)
     with rig() as found:
         _history(found, run)
 
 
 def _volumes(one: Rig, two: Rig, run: Run) -> None:
-    seconds = 2.0 if run.quick else 4.0
+    seconds = 4.0
     first = one.protect("vm0", SIZE)
     idle = _memory(one)
     disks = [first, *(one.protect(f"vm{number}", SIZE) for number in range(1, COUNT))]
@@ -39,7 +40,7 @@ def _volumes(one: Rig, two: Rig, run: Run) -> None:
         )
     )
     single, many, workers = alternating(
-        max(1, run.rounds - 2),
+        run.rounds - 2,
         lambda: _events_per_second(one, disks[:1], seconds),
         lambda: _events_per_second(one, disks, seconds),
         lambda: _events_per_second(two, others, seconds),
@@ -59,11 +60,10 @@ def _volumes(one: Rig, two: Rig, run: Run) -> None:
         )
     )
     run.series["events/s over volumes"] = {"one worker": {1: median(single), COUNT: median(many)}}
-    if not run.quick:
-        for count in (2, 4):
-            run.series["events/s over volumes"]["one worker"][count] = _events_per_second(
-                one, disks[:count], seconds
-            )
+    for count in (2, 4):
+        run.series["events/s over volumes"]["one worker"][count] = _events_per_second(
+            one, disks[:count], seconds
+        )
 
 
 def _memory(found: Rig) -> int:
