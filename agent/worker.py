@@ -91,7 +91,12 @@ class Worker:
     async def _configure(self, settings: Document) -> Document:
         self._settings = load_settings(**settings)
         logs.configure(self._settings.log.level)
-        self._journals = KafkaJournalStore(self._settings.kafka.bootstrap, JOURNAL_CONFIG)
+        compression = self._settings.agent.compression
+        self._journals = KafkaJournalStore(
+            self._settings.kafka.bootstrap,
+            JOURNAL_CONFIG,
+            compression=None if compression == "none" else compression,
+        )
         self._bitmaps = RedisBitmapStore(self._settings.redis.url)
         self._gathering = Gathering(self._settings.agent.linger_ms / 1000)
         self._holds = Holds(self._get, self._settings.agent.hold_max_ms / 1000)

@@ -33,7 +33,7 @@ Result = dict[str, Any]
 
 def measure(run: Run) -> None:
     """All figures of the guest's side."""
-    seconds = 1.0 if run.quick else 3.0
+    seconds = 1.0 if run.quick else 2.0
     with ExitStack() as stack:
         found = stack.enter_context(rig())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhp", dir=scratch_folder())))

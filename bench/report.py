@@ -31,19 +31,25 @@ _EXPLAINED = {
         "fio writes through qemu-storage-daemon, as a guest would. The peer is the same daemon with the same mirror into nbdkit's "
         "null plugin, in C, which keeps nothing: what a mirror costs before anybody does anything with the data. Bottleneck: "
         "CPU. Fio, QEMU, agent, broker and diskbox take turns on the cores; what a write costs the last three is listed below, and "
-        "the peer does not pay it. The tail of the latency is the wait for a core that another of them "
-        "has. With a core for each, and broker and diskbox on other hosts, only the agent's share is left."
+        "the peer does not pay it. So a second peer pays it: the same mirror into null, while Kafka's ProducerPerformance journals as many "
+        "writes a second as we did, on the same broker and the same cores; it has no connection to the guest, and no diskbox reads what it "
+        "writes. That is what two cores leave of the first peer. The tail is the wait for a core: `perf sched` shows QEMU's thread "
+        "runnable and waiting for 0.6 to 3 ms while agent or broker has its core (docs/data-path.md). With a core for each, and "
+        "broker and diskbox on other hosts, only the agent's share is left."
     ),
     "bursts and sustained writes, async": (
         "A burst of 64 MiB goes into the buffer (256 MiB); half of it may be full before a write is delayed. Sustained, the journal "
         "sets the pace: the peer is Kafka's own ProducerPerformance on the same broker, with records of the same size, acks=all, "
         "idempotent, batches of 1 MiB. It shares the cores with the broker alone, the guest's path with QEMU and fio as well: so "
-        "at 4 KiB QEMU's mirror is the limit, at 64 KiB and above the broker is."
+        "at 4 KiB QEMU's mirror is the limit, at 64 KiB and above the broker is. *In turn* is what a second holds if the mirror into null and "
+        "the producer share the cores: 1 / (1/a + 1/b). In bursts of 64 KiB the journal takes half of the cores from the guest; without "
+        "any publishing during the burst it was 0.67 of the peer, which keeps nothing where we fill new memory."
     ),
     "policy journal, 4 KiB": (
         "Each write is answered after Kafka's ack. The peer is aiokafka alone, without a disk, a mirror or NBD in front of it, "
         "with as many records under way. QEMU's NBD client keeps 16 requests under way, so depth 32 is depth 16; two batches take "
-        "turns. Bottleneck: the CPU of a round trip in broker and agent."
+        "turns. Bottleneck: the CPU of a round trip in broker and agent. *In turn* is the least that mirror and producer need one after the "
+        "other: at depth 1 they wait for each other, at more they share the cores."
     ),
     "recovery point and costs": (
         "From the answer that the guest got to Kafka's ack, from the agent's histogram `rephub_agent_ack_delay_seconds`. A batch that "
@@ -52,7 +58,8 @@ _EXPLAINED = {
     "first sync": (
         "A disk of random bytes is read from QEMU, goes through the journal, and is applied; the time is that from `protect` to state "
         "`protected`. nbdcopy reads the same export and keeps nothing, or writes one file. Bottleneck: CPU. Each byte passes agent, broker and "
-        "diskbox on the same cores, at what is listed above for writes of 1024 KiB, and is written twice."
+        "diskbox on the same cores, at what is listed above for writes of 1024 KiB, and is written twice. No sync through the journal can be "
+        "faster than the journal: the third peer is ProducerPerformance with records of 1 MiB."
     ),
     "applying the journal": (
         "Promote reads, decodes, checks each crc, coalesces, writes and syncs what ConsumerPerformance only reads. Bottleneck: one core "

@@ -69,7 +69,7 @@ class Comparer:
         self._rounds: dict[str, _Round] = {}
         """By run; those that are under way."""
         self._backlog: deque[tuple[int, Digest]] = deque()
-        projector.on_digest = self._take
+        projector.follower.on_digest = self._take
 
     def begin(self, run: str) -> None:
         """Take note of the run's digests from now on; no error if it is so already."""

@@ -1,7 +1,7 @@
-"""The projector of one volume: follows the journal, keeps index and timeline, applies behind the history window.
+"""The projector of one volume: applies its journal behind the history window, up to the floor that points and pins allow.
 
-Two folds of the same journal run at different places. The *head* fold reads along with the journal and feeds the index and
-the timeline of (floor, head]. The *applied* fold (in the applier, kept in the position) trails it; both judge alike, so
+Two folds of the same journal run at different places. The *head* fold (in the follower) reads along with the journal and feeds
+the index and the timeline of (floor, head]. The *applied* fold (in the applier, kept in the position) trails it; both judge alike, so
 what is applied is what was shown. In between lies the recoverable past.
 
 The timeline's floor rises in memory before the intent is recorded: a point is refused from the moment it may go.
@@ -12,23 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from rephub.consumers.diskbox.applier import Applier
 from rephub.consumers.diskbox.files import is_away, is_full
+from rephub.consumers.diskbox.follower import Follower
 from rephub.consumers.diskbox.journal_source import JournalSource
-from rephub.consumers.diskbox.recent import Recent
-from rephub.consumers.diskbox.sections import Sections, restore
+from rephub.consumers.diskbox.sections import Sections
 from rephub.consumers.diskbox.signals import Signal
-from rephub.core.codec.runs import Event, Item, Run, between, data_bytes, decode_all, last_offset
+from rephub.core.codec.runs import Item, between, data_bytes, decode_all, last_offset
 from rephub.core.errors import IntegrityError, NotFoundError, RephubError, StorageError, UnavailableError
-from rephub.core.journal.port import JournalReader, StoredRecords
+from rephub.core.journal.port import JournalReader
 from rephub.projections.head import Head
 from rephub.projections.index import Index
-from rephub.projections.journal_fold import JournalFold, Verdict
+from rephub.projections.journal_fold import JournalFold
 from rephub.projections.timeline import Timeline
 from rephub.projections.window import History, floor_target, forced_floor, is_cut
-from rephub.schemas.journal import Digest
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +86,8 @@ class Projector:
         self.changed = Signal()
         self.pins: dict[str, int] = {}
         self._yielding: dict[str, GiveWay] = {}
-        self.on_digest: Callable[[int, Digest], None] | None = None
-        """Called with each digest of the current attachment in the loop turn in which it is read: it may pin its offset."""
         self.divergence: IntegrityError | None = None
         """The journal is not the one that the position is of: only a new start helps."""
-        self.poison: IntegrityError | None = None
-        """An event stopped the volume; what follows is looked at for a full sync only."""
         self.storage: StorageError | None = None
         """The disk refuses; it is tried again."""
         self._on_stopped, self._on_resumed, self._reopen = on_stopped, on_resumed, reopen
@@ -103,12 +98,22 @@ class Projector:
         self._room_bytes = applier.position.applied.size_bytes
         """The recovery volume can grow to this size."""
         self._no_room = False
-        self._recent = Recent()
-        self._head = Head(applier.position.applied, applier.intent_offset)
-        self._sections = Sections(applier.directory)
-        self._sections.drop(applier.applied_offset)
-        if self._head.state.poison_offset is not None:
-            self.poison = self._poison_error()
+        self.follower = Follower(
+            volume,
+            Head(applier.position.applied, applier.intent_offset),
+            Sections(applier.directory),
+            self.source,
+            self.changed,
+            applies_at_once=lambda: self.storage is None and self._frozen_at is None,
+            on_stopped=self._stop,
+            on_resumed=on_resumed,
+        )
+        self._recent = self.follower.recent
+
+    @property
+    def poison(self) -> IntegrityError | None:
+        """An event stopped the volume; what follows is looked at for a full sync only."""
+        return self.follower.poison
 
     @property
     def stopped(self) -> RephubError | None:
@@ -118,22 +123,22 @@ class Projector:
     @property
     def head_offset(self) -> int:
         """The last record that was read."""
-        return self._head.state.last_offset
+        return self.follower.head.offset
 
     @property
     def head(self) -> JournalFold:
         """The fold at the head."""
-        return self._head.fold
+        return self.follower.head.fold
 
     @property
     def timeline(self) -> Timeline:
         """Of (floor, head]."""
-        return self._head.timeline
+        return self.follower.head.timeline
 
     @property
     def index(self) -> Index:
         """Of (applied, head]."""
-        return self._head.index
+        return self.follower.head.index
 
     @property
     def floor_offset(self) -> int:
@@ -145,7 +150,7 @@ class Projector:
         try:
             await self._check_position()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow(), name=f"follow {self.volume}")
+                group.create_task(self.follower.run(self.reader), name=f"follow {self.volume}")
                 group.create_task(self._apply_for_ever(), name=f"apply {self.volume}")
         except* (IntegrityError, NotFoundError) as group_error:
             self._diverge(group_error.exceptions[0])
@@ -157,18 +162,9 @@ class Projector:
         self.divergence = IntegrityError(
             f"the journal of {self.volume} diverged: {message}", hint=f"rephub resync {self.volume}"
         )
-        self._stop(self.divergence, self.applier.applied_offset)
+        self._stop(self.applier.applied_offset, self.divergence)
 
-    def _poison_error(self) -> IntegrityError:
-        state = self._head.state
-        offset = state.poison_offset or 0
-        return IntegrityError(
-            f"{self.volume} stopped at journal offset {offset}: {state.poison_reason}",
-            hint=f"points up to {offset - 1} stay good; rephub resync {self.volume}",
-            journal_offset=offset,
-        )
-
-    def _stop(self, error: RephubError, journal_offset: int) -> None:
+    def _stop(self, journal_offset: int, error: RephubError) -> None:
         log.error("volume=%s stopped_at=%d error=%s", self.volume, journal_offset, error.message)
         self._on_stopped(journal_offset, error)
         self.changed.notify()
@@ -195,94 +191,12 @@ class Projector:
             else:
                 return
 
-    async def _follow(self) -> None:
-        await restore(self._head, self._sections, self.source, self._take_all, self._adopted)
-        self.changed.notify()
-        async for records in self.reader.tail(self.head_offset + 1):
-            for item in decode_all(records):
-                for part in self._parts(item):
-                    self._take(part, records)
-                    await self._cut()
-            self.changed.notify()
-            await asyncio.sleep(0)
-            while self._recent.is_full:
-                await self.changed.wait(RETRY_SECONDS)
-
-    def _adopted(self, poison_before: int | None) -> None:
-        """A section was taken in in place of its records."""
-        self._say_poison(poison_before)
-        self.changed.notify()
-
-    async def _cut(self) -> None:
-        """End a section where one should."""
-        if self._head.is_cut_due:
-            section = self._head.cut()
-            if section is not None and not self._at_once():
-                await self._sections.keep(section)
-
-    def _take_all(self, records: StoredRecords) -> None:
-        """Take in records without ending sections where they are full."""
-        for item in decode_all(records):
-            self._take(item, records)
-
-    def _parts(self, item: Item) -> Iterator[Item]:
-        """An event as it is, a run in parts that do not go beyond the end of a section."""
-        if not isinstance(item, Run):
-            yield item
-            return
-        first = 0
-        while first < len(item):
-            next_ = min(len(item), first + max(1, self._head.room))
-            yield item.part(first, next_)
-            first = next_
-
-    def _take(self, item: Item, records: StoredRecords) -> None:
-        """Take in an event or a run: one of these records, or several."""
-        if not isinstance(item, Run):
-            self._take_event(item, records.value_bytes(item[0]))
-        elif self._head.take_run(item):
-            self._keep_recent(item, int(item.value_bytes.sum()))
-        else:
-            for event in item.events():
-                self._take_event(event, records.value_bytes(event[0]))
-
-    def _keep_recent(self, item: Item, value_bytes: int) -> None:
-        if self._at_once() and self.storage is None and self._frozen_at is None:
-            self._recent.add(item, value_bytes)
-
-    def _take_event(self, event: Event, value_bytes: int) -> None:
-        journal_offset, record = event
-        before = self._head.state.poison_offset
-        verdict = self._head.take(journal_offset, record, value_bytes)
-        self._keep_recent(event, value_bytes)
-        if verdict is Verdict.MARKER and isinstance(record, Digest) and self.on_digest is not None:
-            self.on_digest(journal_offset, record)
-        self._say_poison(before)
-
-    def _say_poison(self, before: int | None) -> None:
-        """Tell of what stops the volume now, or does no more.
-
-        Args:
-            before: offset of the poison before the last records.
-        """
-        offset = self._head.state.poison_offset
-        if offset is not None and offset != before:
-            self.poison = self._poison_error()
-            self._stop(self.poison, offset)
-        elif offset is None and before is not None:
-            self.poison = None
-            self._on_resumed(self.head_offset)
-
-    def _at_once(self) -> bool:
-        """Whether the floor is in a gap, where there is no history to keep."""
-        return self.timeline.gap_at(self.floor_offset) is not None
-
     async def _apply_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
         last_rise = -self._pace_seconds
         while True:
             left = last_rise + self._pace_seconds - loop.time()
-            if left > 0 and not self._at_once() and self.applier.applied_offset >= self.floor_offset:
+            if left > 0 and not self.follower.is_in_gap and self.applier.applied_offset >= self.floor_offset:
                 await self.changed.wait(left)
                 continue
             try:
@@ -305,7 +219,7 @@ class Projector:
         target = self._target()
         # Read before the floor rises: a record that cannot be read any more is to cost no point below it.
         ahead = await self._items_due(target)
-        if self._rots(ahead):
+        if self.follower.rots(ahead):
             return True
         # Points may have been pinned meanwhile.
         target = min(target, self._target())
@@ -323,13 +237,12 @@ class Projector:
             last = min(self.applier.intent_offset, self.head_offset)
             first = self.applier.applied_offset + 1
             items = between(ahead, first, last) or await self._items_due(last)
-            if self._rots(items):
+            if self.follower.rots(items):
                 return True
             if not items:
                 raise RuntimeError(f"{self.volume}: nothing to apply after {self.applier.applied_offset}")
             ahead = await self._apply(items, last)
-            self._head.drop(self.applier.applied_offset)
-            self._sections.drop(self.applier.applied_offset)
+            self.follower.drop(self.applier.applied_offset)
             self._storage_is_back()
             self._forget_recent()
             self.changed.notify()
@@ -379,23 +292,9 @@ class Projector:
         """The point that is to be applied exactly cannot be reached: an event below it cannot be read any more."""
         return self._frozen_at is not None and self.timeline.is_spoiled(self._frozen_at)
 
-    def _rots(self, events: list[Item]) -> bool:
-        """Whether one of the events could be read once and cannot be any more; points that depend on it end here."""
-        found = self._head.rots(events)
-        if found is None:
-            return False
-        journal_offset, error, poison = found
-        self._sections.forget(0)
-        if poison and self.poison is None:
-            self.poison = self._poison_error()
-            self._stop(self.poison, journal_offset)
-        log.error("volume=%s rotten_offset=%d error=%s", self.volume, journal_offset, error.message)
-        self.changed.notify()
-        return True
-
     async def _check_room(self) -> None:
         """The volume has grown: say that its target is too small now, and not when the growth is applied some day."""
-        wanted = self._head.state.size_bytes
+        wanted = self.head.state.size_bytes
         if wanted <= self._room_bytes:
             return
         try:
@@ -434,7 +333,7 @@ class Projector:
 
     def _forget_recent(self) -> None:
         self._recent.drop(self.applier.applied_offset)
-        if not self._at_once() and self.applier.applied_offset >= self.floor_offset:
+        if not self.follower.is_in_gap and self.applier.applied_offset >= self.floor_offset:
             self._recent.clear()
 
     async def _wait_for_storage(self, error: StorageError) -> None:
@@ -444,7 +343,7 @@ class Projector:
             if is_full(error):
                 log.error("volume=%s paused error=%s", self.volume, error.message)
             else:
-                self._stop(error, self.applier.applied_offset)
+                self._stop(self.applier.applied_offset, error)
         self._recent.clear()
         self.changed.notify()
         await asyncio.sleep(RETRY_SECONDS if is_full(error) or is_away(error) else REOPEN_SECONDS)

@@ -112,7 +112,7 @@ async def test_a_restart_knows_what_reading_the_journal_gives(tmp_path, seed) ->
             await site.publish()
         await site.settle()
         anew = read_anew(site)
-        assert known(projector._head, model.size) == known(anew, model.size)
+        assert known(projector.follower.head, model.size) == known(anew, model.size)
         projector.history = site.history = replace(LONG, bytes=randomly.choice([1 << 30, 300_000, 60_000]))
         projector.changed.notify()
         await site.settle()
