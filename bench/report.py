@@ -67,7 +67,8 @@ _EXPLAINED = {
     ),
     "opening a point": (
         "A view is opened from the index in memory: no record is read. The first read looks its bytes up in the index "
-        "(newest segment first, a segment is 16,384 events) and fetches the batch that holds them."
+        "(newest segment first, a segment is 16,384 events) and fetches the batch that holds them. After a million writes most batches are no "
+        "longer in the kernel's cache and come from the disk; with the journal in memory a read took 1.7 ms after 500,000 writes."
     ),
     "random reads of 4 KiB, depth 32": (
         "qemu-nbd serves a file that holds the same bytes as the view. Cold, each read of a journaled block costs a fetch "

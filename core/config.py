@@ -106,7 +106,7 @@ class AgentSettings(DaemonSection):
     linger_ms: int = Field(
         25, ge=0, le=1000, description="a batch that no write waits for gathers so long, or up to three times"
     )
-    compression: Literal["none", "lz4", "zstd", "gzip"] = Field("none", description="of journal batches")
+    compression: Literal["none", "zstd"] = Field("none", description="of journal batches")
     hold_max_ms: int = Field(50, ge=1, le=1000, description="group over several agents: answers held at most")
     peer_host: str = Field("", description="address for agents of other hosts; empty: a unix socket")
     peer_port: Port = Field(0, description="port beside it; 0: any free one")

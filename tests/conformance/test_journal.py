@@ -50,5 +50,5 @@ class TestKafka(JournalCases, NameCollisionCases):
 class TestKafkaCompressed(JournalCases):
     @pytest.fixture
     async def store(self, kafka: str) -> AsyncIterator[KafkaJournalStore]:
-        async for store in _kafka_store(kafka, "gzip"):
+        async for store in _kafka_store(kafka, "zstd"):
             yield store

@@ -16,7 +16,7 @@ values_ = st.lists(
     min_size=1,
     max_size=40,
 )
-compressions = st.sampled_from([None, "gzip"])
+compressions = st.sampled_from([None, "gzip", "lz4", "zstd"])
 
 
 def built(values: list[bytes], base_offset: int, compression: str | None = None, **kinds: object) -> bytes:
