@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -41,14 +40,6 @@ class AgentCollector(Collector):
                     gauge.add_metric([volume], float(figures[name]))
             yield gauge
         yield _ack_delays(volumes)
-
-    def register(self) -> None:
-        """Show under `/metrics`."""
-        REGISTRY.register(self)
-
-    def unregister(self) -> None:
-        """Show no more."""
-        REGISTRY.unregister(self)
 
 
 def _ack_delays(volumes: dict[str, Any]) -> Metric:

@@ -31,6 +31,7 @@ from rephub.core.control.port import ControlLog
 from rephub.core.errors import IntegrityError, RephubError, UnavailableError
 from rephub.core.http import StatusServer
 from rephub.core.journal.port import JournalStore
+from rephub.core.metrics import registry_with
 from rephub.core.names import EVENTS_TOPIC, agent_lease_key
 from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
@@ -87,8 +88,8 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._folded = False
         self._peer = ""
-        self._server = StatusServer(settings.agent.host, settings.agent.port, self.status)
-        self._collector = AgentCollector(self.status)
+        metrics = registry_with(AgentCollector(self.status))
+        self._server = StatusServer(settings.agent.host, settings.agent.port, self.status, registry=metrics)
 
     async def start(self) -> str:
         """Start everything; returns the status URL at once, `ready` follows in `/status`.
@@ -99,7 +100,6 @@ class Agent:
         self._settings.agent_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._peer = await self._peers.start()
         url = await self._server.start()
-        self._collector.register()
         self.parts.pool.start()
         self._tasks = [
             asyncio.create_task(self._follow(url)),
@@ -125,7 +125,6 @@ class Agent:
         await _cancel([announcing])
         await self.parts.pool.stop()
         await self.parts.vms.close()
-        self._collector.unregister()
         await self._server.stop()
         try:
             await self._bitmaps.drop(agent_lease_key(self._settings.agent.id))

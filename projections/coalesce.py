@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from rephub.core.arrays import Int64s
 from rephub.core.codec.runs import Run
 from rephub.projections.extents import Unclaimed
 from rephub.schemas.journal import SyncData, Write, Zero
@@ -22,7 +22,6 @@ Change = Write | SyncData | Zero
 T = TypeVar("T")
 
 
-Int64s = npt.NDArray[np.int64]
 Data = memoryview | None
 """None: zeroes."""
 

@@ -10,9 +10,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 
 import numpy as np
-import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
+from rephub.core.arrays import Int64s
 
 CHUNK_ENTRIES = 16_384
 DELTA_MAX = 0xFFFF_FFFF

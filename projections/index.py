@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rephub.core.arrays import Int64s
 from rephub.projections.extents import Unclaimed
 
 BUCKET_BITS = 16
@@ -36,7 +37,6 @@ KEPT = 4
 HYDRATED = 5
 """Kinds of `Piece`: where the bytes of a piece are."""
 
-Int64s = npt.NDArray[np.int64]
 Rows = Iterable[tuple[int, int, int, int]]
 """(journal offset, start, end, kind)."""
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
+from rephub.core.arrays import Int64s
 from rephub.core.codec.runs import Run
 from rephub.core.errors import IntegrityError
-from rephub.projections.envelope import ByteCurve, Envelope, Int64s
+from rephub.projections.envelope import ByteCurve, Envelope
 from rephub.projections.journal_fold import FoldState, Verdict
 from rephub.schemas.journal import Checkpoint, EpochStarted, Record
 

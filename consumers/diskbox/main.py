@@ -9,11 +9,13 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvloop
 from aiohttp import web
 
 from rephub.consumers.diskbox.fots import Limits
+from rephub.consumers.diskbox.metrics import DiskboxCollector
 from rephub.consumers.diskbox.service import Diskbox
 from rephub.consumers.diskbox.status import status_document, timeline_document
 from rephub.core.bitmap.redis import RedisBitmapStore
@@ -22,6 +24,7 @@ from rephub.core.control.kafka import KafkaControlLog
 from rephub.core.errors import RephubError, UnavailableError
 from rephub.core.http import StatusServer, document_response
 from rephub.core.journal.kafka import KafkaJournalStore
+from rephub.core.metrics import registry_with
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
 
 log = logging.getLogger(__name__)
@@ -61,11 +64,15 @@ async def _run(settings: Settings) -> None:
         async def serve_timeline(request: web.Request) -> web.Response:
             return document_response(timeline_document(diskbox, request.match_info["volume"]))
 
+        def status() -> dict[str, Any]:
+            return status_document(diskbox)
+
         server = StatusServer(
             settings.diskbox.host,
             settings.diskbox.port,
-            lambda: status_document(diskbox),
+            status,
             {"/timeline/{volume}": serve_timeline},
+            registry=registry_with(DiskboxCollector(status)),
         )
         diskbox.url = await server.start()
         log.info("diskbox=%s url=%s", diskbox.name, diskbox.url)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rephub.core.metrics import registry_with
 from rephub.projections.states import STATES
 
 if TYPE_CHECKING:
@@ -53,9 +54,4 @@ class _CatalogueCollector(Collector):
 
 def registry(app: HubApp) -> CollectorRegistry:
     """The hub's metrics and those of its process."""
-    found = CollectorRegistry()
-    ProcessCollector(registry=found)
-    PlatformCollector(registry=found)
-    GCCollector(registry=found)
-    found.register(_CatalogueCollector(app))
-    return found
+    return registry_with(_CatalogueCollector(app))

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from rephub.core.arrays import Int64s
 from rephub.core.codec.journal import decode_journal
 from rephub.core.codec.registry import PREFIX_BYTES, REGISTRY
 from rephub.core.codec.varint import decode_longs
 from rephub.core.errors import IntegrityError
-from rephub.core.journal.port import Int64s, StoredRecord, StoredRecords
+from rephub.core.journal.port import StoredRecord, StoredRecords
 from rephub.schemas import journal
 
 RUN_MIN: Final = 8

@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
+from rephub.core.arrays import Int64s
 from rephub.core.errors import UsageError
 
-Int64s = npt.NDArray[np.int64]
 Payload = bytes | bytearray | memoryview
 
 BATCH_BYTES_MAX = 2 << 20

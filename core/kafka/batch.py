@@ -15,9 +15,10 @@ import numpy as np
 from aiokafka import codec as compressors
 from crc32c import crc32c
 
+from rephub.core.arrays import Int64s
 from rephub.core.codec.varint import decode_long, decode_longs, encode_long
 from rephub.core.errors import IntegrityError
-from rephub.core.journal.port import Int64s, Payload, StoredRecords
+from rephub.core.journal.port import Payload, StoredRecords
 
 COMPRESSIONS: Final = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 """Names → numbers in a batch's attributes."""

@@ -28,6 +28,8 @@ HEAP = ("-Xms512m", "-Xmx512m", "-Xmn256m")
 JVM = ("-server", "-XX:+UseParallelGC", "-Djava.awt.headless=true")
 """Not Kafka's own choice (kafka-run-class.sh), G1: to it, batches of 1 MiB are humongous in a heap of this size, and it marks all
 the time (docs/data-path.md). `compose.yaml` has the same."""
+CLEANER_BYTES = 16 << 20
+"""Room for 600,000 keys. Kafka's own 128 MiB fill the old generation so far that every collection becomes a full one."""
 
 FORMAT_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
@@ -253,8 +255,7 @@ class Broker:
             "num.network.threads": 2,
             "num.io.threads": 4,
             "background.threads": 2,
-            # Room for 600,000 keys. Kafka's own 128 MiB fill the old generation so far that every collection becomes a full one.
-            "log.cleaner.dedupe.buffer.size": 16 << 20,
+            "log.cleaner.dedupe.buffer.size": CLEANER_BYTES,
             "num.recovery.threads.per.data.dir": 2,
             # A single member need not wait for others to join its group.
             "group.initial.rebalance.delay.ms": 0,

@@ -194,6 +194,9 @@ class Disk:
         inode.write(len(inode.data), part)
         return len(part)
 
+    def pwrite(self, descriptor: int, content: memoryview, start: int) -> int:
+        return self.pwritev(descriptor, [content], start)
+
     def pwritev(self, descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
         self._check("write")
         content = b"".join(buffers)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rephub.infra.compose import FILE
-from rephub.infra.kafka.broker import HEAP, JVM
+from rephub.infra.kafka.broker import CLEANER_BYTES, HEAP, JVM
 
 DOCUMENT = yaml.safe_load(FILE.read_text())
 SERVICES = DOCUMENT["services"]
@@ -48,6 +48,7 @@ def test_redis_and_kafka_keep_what_they_answered() -> None:
     environment = SERVICES["kafka"]["environment"]
     assert environment["KAFKA_HEAP_OPTS"].split() == list(HEAP)
     assert environment["KAFKA_JVM_PERFORMANCE_OPTS"].split() == list(JVM)
+    assert environment["KAFKA_LOG_CLEANER_DEDUPE_BUFFER_SIZE"] == str(CLEANER_BYTES)
     assert environment["KAFKA_LOG_RETENTION_MS"] == "-1"
     assert environment["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
 

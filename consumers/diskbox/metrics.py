@@ -1,0 +1,75 @@
+"""The diskbox's figures for Prometheus, taken from the `/status` document when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+GAUGES = {
+    "head_offset": "Newest journal offset that was read",
+    "applied_offset": "Newest journal offset in the recovery volume",
+    "latest_offset": "Newest point that can be opened",
+    "earliest_offset": "Oldest point that can be opened",
+    "window_seconds": "Between the oldest and the newest point that can be opened",
+    "journal_bytes": "Of the journal above the oldest point",
+    "index_bytes": "Memory of index and timeline",
+    "size_bytes": "Of the volume",
+}
+FLAGS = {
+    "in_gap": "1 while the newest point lies before a gap",
+    "stopped": "1 while an event or the disk stops the volume",
+}
+
+
+class DiskboxCollector(Collector):
+    """Figures of all volumes, label `volume`, and of the diskbox.
+
+    Args:
+        status: makes the `/status` document.
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """One family for each figure."""
+        document = self._status()
+        volumes: Mapping[str, Mapping[str, Any]] = document["volumes"]
+        yield GaugeMetricFamily(
+            "rephub_diskbox_ready", "Whether it follows the control log", float(document["ready"])
+        )
+        yield GaugeMetricFamily(
+            "rephub_diskbox_views", "Volumes of fail-over tests that are open", len(document["fots"])
+        )
+        for name, text in GAUGES.items():
+            yield _family(GaugeMetricFamily, name, text, {of: found[name] for of, found in volumes.items()})
+        for name, text in FLAGS.items():
+            yield _family(
+                GaugeMetricFamily, name, text, {of: bool(found[name]) for of, found in volumes.items()}
+            )
+        yield _family(
+            GaugeMetricFamily,
+            "pins",
+            "Views and moves that hold the history",
+            {of: len(found["pins"]) for of, found in volumes.items()},
+        )
+        yield _family(
+            CounterMetricFamily,
+            "fenced_events",
+            "Events of an epoch that another one had taken over from",
+            {of: found["fenced_events"] for of, found in volumes.items()},
+        )
+
+
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, values: Mapping[str, Any]
+) -> Metric:
+    """A family with a sample for each volume that has a value."""
+    family = kind(f"rephub_diskbox_{name}", text, labels=["volume"])
+    for volume, value in values.items():
+        if value is not None:
+            family.add_metric([volume], float(value))
+    return family
