@@ -33,8 +33,8 @@ _EXPLAINED = {
         "CPU. Fio, QEMU, agent, broker and diskbox take turns on the cores; what a write costs the last three is listed below, and "
         "the peer does not pay it. So a second peer pays it: the same mirror into null, while Kafka's ProducerPerformance journals as many "
         "writes a second as we did, on the same broker and the same cores; it has no connection to the guest, and no diskbox reads what it "
-        "writes. That is what two cores leave of the first peer. The tail is the wait for a core: `perf sched` shows QEMU's thread "
-        "runnable and waiting for 0.6 to 3 ms while agent or broker has its core (docs/data-path.md). With a core for each, and "
+        "writes. That is what two cores leave of the first peer. The tail is the wait for a core: "
+        "`tests/measure/waits.py` shows who has it (docs/data-path.md). With a core for each, and "
         "broker and diskbox on other hosts, only the agent's share is left."
     ),
     "bursts and sustained writes, async": (
@@ -42,8 +42,8 @@ _EXPLAINED = {
         "sets the pace: the peer is Kafka's own ProducerPerformance on the same broker, with records of the same size, acks=all, "
         "idempotent, batches of 1 MiB. It shares the cores with the broker alone, the guest's path with QEMU and fio as well: so "
         "at 4 KiB QEMU's mirror is the limit, at 64 KiB and above the broker is. *In turn* is what a second holds if the mirror into null and "
-        "the producer share the cores: 1 / (1/a + 1/b). In bursts of 64 KiB the journal takes half of the cores from the guest; without "
-        "any publishing during the burst it was 0.67 of the peer, which keeps nothing where we fill new memory."
+        "the producer share the cores: 1 / (1/a + 1/b). In bursts of 64 KiB publishing shares the cores with the guest, and we fill "
+        "new memory where the peer keeps nothing (docs/data-path.md)."
     ),
     "policy journal, 4 KiB": (
         "Each write is answered after Kafka's ack. The peer is aiokafka alone, without a disk, a mirror or NBD in front of it, "
@@ -67,8 +67,8 @@ _EXPLAINED = {
     ),
     "opening a point": (
         "A view is opened from the index in memory: no record is read. The first read looks its bytes up in the index "
-        "(newest segment first, a segment is 16,384 events) and fetches the batch that holds them. After a million writes most batches are no "
-        "longer in the kernel's cache and come from the disk; with the journal in memory a read took 1.7 ms after 500,000 writes."
+        "(newest segment first, a segment is 16,384 events) and fetches the batch that holds them. Where the journal is long, the batch is no longer in the "
+        "kernel's cache and comes from the disk."
     ),
     "random reads of 4 KiB, depth 32": (
         "qemu-nbd serves a file that holds the same bytes as the view. Cold, each read of a journaled block costs a fetch "
