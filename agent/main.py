@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
 
 import uvloop
@@ -15,13 +13,12 @@ from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.config import Settings
 from rephub.core.control.kafka import KafkaControlLog
 from rephub.core.journal.kafka import KafkaJournalStore
+from rephub.core.stopping import end_within
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
 
 STOP_SECONDS_MAX = 22.0
 """Longest end: each volume has 8 s for a clean detach and at most 17 more to let its worker go, side by side; beyond
 that the process ends at once. Its workers end with it, which frees every guest, and the next start cleans up."""
-
-log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> int:
@@ -55,16 +52,8 @@ async def _serve(settings: Settings) -> None:
     try:
         await stopped.wait()
     finally:
-        loop.call_later(STOP_SECONDS_MAX, _give_up)
+        end_within(STOP_SECONDS_MAX)
         await agent.stop()
         await control.close()
         await journals.close()
         await bitmaps.close()
-
-
-def _give_up() -> None:
-    """End at once, and say what it was that did not end."""
-    tasks = [task for task in asyncio.all_tasks() if not task.done()]
-    where = [f"{task.get_name()}: {frame}" for task in tasks for frame in task.get_stack(limit=1)]
-    log.error("stop takes too long, ending at once", extra={"tasks": " | ".join(where)})
-    os._exit(1)

@@ -1,7 +1,7 @@
 """Ports that a stack keeps: chosen once, below the ephemeral range, written under the state directory.
 
 A port of the ephemeral range could be taken by any outgoing connection while its owner restarts; one below it is
-only taken by somebody who asks for it.
+only taken by somebody who asks for it. No other stack of this host does: see `_claim`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ PORT_MIN = 15_000
 
 TRIES_MAX = 200
 
+_claims: dict[int, socket.socket] = {}
+
 
 def kept_ports(file: Path, names: Iterable[str], host: str = "127.0.0.1") -> dict[str, int]:
-    """A port for each name: the one of last time if it is free, else a new one.
+    """A port for each name: the one of last time if it is free, else a new one; ours until this process ends.
 
     Args:
         file: where they are remembered.
@@ -43,7 +45,7 @@ def kept_ports(file: Path, names: Iterable[str], host: str = "127.0.0.1") -> dic
     ports: dict[str, int] = {}
     for name in names:
         old = known.get(name)
-        usable = isinstance(old, int) and old not in ports.values() and is_free(old, host)
+        usable = isinstance(old, int) and old not in ports.values() and is_free(old, host) and _claim(old)
         ports[name] = (
             old if usable and old is not None else _new_port(host, {*ports.values(), *known.values()})
         )
@@ -63,11 +65,28 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def _claim(port: int) -> bool:
+    """Whether the port is ours: no other process claims it, also while nobody listens there.
+
+    A claim is an abstract Unix socket (unix(7)): seen by all of the host, gone with its process, killed or not.
+    """
+    if port in _claims:
+        return True
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0rephub-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims[port] = claim
+    return True
+
+
 def _new_port(host: str, taken: set[int]) -> int:
     ceiling = _ephemeral_first()
     for _ in range(TRIES_MAX):
         port = random.randrange(PORT_MIN, ceiling)
-        if port not in taken and is_free(port, host):
+        if port not in taken and port not in _claims and is_free(port, host) and _claim(port):
             return port
     raise UnavailableError(
         f"no free port between {PORT_MIN} and {ceiling} on {host} after {TRIES_MAX} tries",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Look once what is here."""
     # With CI set, pytest explains a failed comparison of two disk images line by line: that takes hours.
     os.environ.pop("CI", None)
+    # A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_FOUND] = services.probe()
 
 

@@ -25,6 +25,7 @@ from rephub.core.errors import RephubError, UnavailableError
 from rephub.core.http import StatusServer, document_response
 from rephub.core.journal.kafka import KafkaJournalStore
 from rephub.core.metrics import registry_with
+from rephub.core.stopping import end_within
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 CONNECT_TRIES_MAX = 30
 """Kafka may start beside us; each try has a deadline of its own."""
 CONNECT_PAUSE_SECONDS = 1.0
+
+STOP_SECONDS_MAX = 15.0
+"""Sections and marks are written at the end; what was not is read from the journal again."""
 
 GC_OBJECTS = 50_000
 """Made before the collector looks at the youngest: more than the views that an answer of 4 MiB is cut into. With Python's
@@ -81,6 +85,7 @@ async def _run(settings: Settings) -> None:
         try:
             await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            end_within(STOP_SECONDS_MAX)
             for task in (work, stopping):
                 task.cancel()
             await asyncio.wait([work, stopping])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from typing import Any
@@ -12,18 +11,17 @@ from rephub.consumers.hub.app import HubApp, build
 from rephub.consumers.hub.runtime import describe
 from rephub.core.config import Settings
 from rephub.core.errors import RephubError
+from rephub.core.stopping import end_within
 
-STOP_SECONDS_MAX = 5.0
+STOP_SECONDS_MAX = 6.0
 """A stop that Faust does not finish in this time is cut short: the log holds all there is to lose."""
-
-log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> int:
     """Run the hub.
 
     Returns:
-        0 after a signal.
+        0 after a signal. One that could not stop in STOP_SECONDS_MAX ends the process with 1.
 
     Raises:
         UnavailableError: Kafka does not answer.
@@ -42,19 +40,17 @@ async def _run(settings: Settings) -> int:
         loop.add_signal_handler(number, asked_to_stop.set)
     app = build(settings)
     app.loop = loop
+    starting = asyncio.create_task(app.start())
+    stopping = asyncio.create_task(asked_to_stop.wait())
     try:
-        starting = asyncio.create_task(app.start())
-        stopping = asyncio.create_task(asked_to_stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
             await _until_end(app, stopping)
-        else:
-            starting.cancel()
-            await asyncio.wait({starting})
-        stopping.cancel()
     finally:
-        await _stop(app)
+        end_within(STOP_SECONDS_MAX)
+        await _cancelled(starting, stopping)
+        await app.stop()
     return 0
 
 
@@ -86,11 +82,3 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _stop(app: HubApp) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STOP_SECONDS_MAX):
-            await app.stop()
-            return
-    log.warning("Faust did not stop in time, left to itself", extra={"seconds": STOP_SECONDS_MAX})

@@ -131,6 +131,19 @@ def test_ports_stay_and_move_only_if_they_must(tmp_path: Path) -> None:
     assert second["b"] == first["b"]
 
 
+def test_a_port_of_another_stack_is_not_taken_while_nobody_listens(tmp_path: Path) -> None:
+    mine = kept_ports(tmp_path / "ports.json", ["a"])
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text((tmp_path / "ports.json").read_text())
+    code = f"""
+from pathlib import Path
+from rephub.infra.ports import kept_ports
+print(kept_ports(Path({str(theirs)!r}), ["a"])["a"])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) != mine["a"]
+
+
 def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
     code = f"""
 import sys, time
