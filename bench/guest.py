@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Figure, Run, alternating, median
-from bench.peers import closed_loop, mirrored_into_null, producer_performance, producing, unprotected
+from bench.peers import (
+    closed_loop,
+    mirrored_into_null,
+    mirrored_into_ours,
+    producer_performance,
+    producing,
+    unprotected,
+)
 from bench.rig import GIB, KIB, MIB, Rig, fio, rig, scratch_folder, write_at_random
 from qsd import StorageDaemon
 from rephub.agent.delays import BOUNDS_SECONDS
@@ -25,7 +32,9 @@ COSTS = "recovery point and costs"
 SIZE = 1 * GIB
 LINGER_MS = Settings().agent.linger_ms
 NULL = "mirror into null"
+OURS = "mirror into our NBD server, doing nothing"
 BESIDE = "mirror into null beside a producer"
+UNPROTECTED = "no mirror"
 IN_TURN = "mirror into null, then"
 
 Result = dict[str, Any]
@@ -39,9 +48,14 @@ def measure(run: Run) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhp", dir=scratch_folder())))
         ours = found.protect("vm1", SIZE)
         null = stack.enter_context(mirrored_into_null(folder / "null", SIZE))
-        bare = stack.enter_context(unprotected(folder / "bare", SIZE))
-        _warm(ours, null, bare)
-        unhindered = _writes(run, seconds, ours, null, bare)
+        disks = {
+            "protected": ours,
+            NULL: null,
+            OURS: stack.enter_context(mirrored_into_ours(folder / "ours", SIZE)),
+            UNPROTECTED: stack.enter_context(unprotected(folder / "bare", SIZE)),
+        }
+        _warm(*disks.values())
+        unhindered = _writes(run, seconds, disks)
         for depth in (1, 32):
             _writes_beside(found, run, folder, depth, ours, null, seconds)
         _recovery_point(found, run, ours)
@@ -93,9 +107,8 @@ def _in_turn(*per_second: float) -> float:
     return 1 / sum(1 / one for one in per_second)
 
 
-def _writes(run: Run, seconds: float, ours: StorageDaemon, null: StorageDaemon, bare: StorageDaemon) -> float:
+def _writes(run: Run, seconds: float, disks: dict[str, StorageDaemon]) -> float:
     """Returns writes a second at depth 32, mirrored into null."""
-    disks = {"protected": ours, NULL: null, "unprotected": bare}
     for depth in (1, 32):
         results = _all(
             run.rounds, *(partial(random_writes, disk, 4 * KIB, depth, seconds) for disk in disks.values())
@@ -111,9 +124,10 @@ def _writes(run: Run, seconds: float, ours: StorageDaemon, null: StorageDaemon, 
         run.add(Figure(
             WRITES, f"{what}: p99 latency", tails["protected"], "µs", NULL, tails[NULL], 1.2, less_is_better=True,
         ))  # fmt: skip
-        run.add(Figure(
-            WRITES, f"{what}: against no mirror", values["protected"], "writes/s", "unprotected", values["unprotected"],
-        ))  # fmt: skip
+        for peer in (OURS, UNPROTECTED):
+            run.add(
+                Figure(WRITES, f"{what}: against {peer}", values["protected"], "writes/s", peer, values[peer])
+            )
         run.series[f"latency depth {depth}"] = {name: _percentiles(found) for name, found in of.items()}
     if run.quick:
         return values[NULL]

@@ -60,13 +60,13 @@ def measure(run: Run) -> None:
 
 
 def _writes_per_second(path: Path, block: int, depth: int) -> float:
-    job = fio(unix_uri(path, "bench"), "randwrite", block, depth, time_based=1, runtime="1s", size=SIZE)
+    job = fio(unix_uri(path, ""), "randwrite", block, depth, time_based=1, runtime="1s", size=SIZE)
     return float(job["write"]["iops"])
 
 
 async def _serve(path: Path) -> None:
     """Serve until SIGTERM."""
-    server = NbdServer({"bench": (ExportInfo("bench", SIZE), DoNothing())})
+    server = NbdServer({"": (ExportInfo("", SIZE), DoNothing())})
     await server.listen_unix(path)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)

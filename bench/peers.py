@@ -36,20 +36,32 @@ PAYLOAD_BYTES = 64 * MIB
 @contextlib.contextmanager
 def mirrored_into_null(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
     """A disk that QEMU itself mirrors, write-blocking, into nbdkit's null plugin: the least that a mirror costs."""
-    folder.mkdir(parents=True)
     socket = folder / "null"
-    nbdkit = subprocess.Popen(
-        ["nbdkit", "-f", "-U", socket, "--filter=noextents", "null", str(size_bytes)],
-        stderr=subprocess.DEVNULL,
-    )
+    nbdkit = ["nbdkit", "-f", "-U", str(socket), "--filter=noextents", "null", str(size_bytes)]
+    with _mirrored_into(nbdkit, socket, folder, size_bytes) as qsd:
+        yield qsd
+
+
+@contextlib.contextmanager
+def mirrored_into_ours(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
+    """The same, into our own NBD server (Python, uvloop) with a handler that does nothing."""
+    socket = folder / "ours"
+    with _mirrored_into([sys.executable, "-m", "bench.nbd", str(socket)], socket, folder, size_bytes) as qsd:
+        yield qsd
+
+
+@contextlib.contextmanager
+def _mirrored_into(server: list[str], socket: Path, folder: Path, size_bytes: int) -> Iterator[StorageDaemon]:
+    folder.mkdir(parents=True)
+    target_server = subprocess.Popen(server, stderr=subprocess.DEVNULL)
     qsd = None
     try:
         wait_for(socket)
         qsd = StorageDaemon(folder / "qsd", [size_bytes])
         target = {"type": "unix", "path": str(socket)}
         for command, arguments in (
-            ("blockdev-add", {"driver": "nbd", "node_name": "null", "server": target, "export": ""}),
-            ("blockdev-mirror", {"job_id": "mirror", "device": "disk0", "target": "null", **MIRROR}),
+            ("blockdev-add", {"driver": "nbd", "node_name": "target", "server": target, "export": ""}),
+            ("blockdev-mirror", {"job_id": "mirror", "device": "disk0", "target": "target", **MIRROR}),
         ):
             answer = qsd.execute(command, **arguments)
             if "error" in answer:
@@ -58,8 +70,8 @@ def mirrored_into_null(folder: Path, size_bytes: int) -> Iterator[StorageDaemon]
     finally:
         if qsd is not None:
             qsd.kill()
-        nbdkit.kill()
-        nbdkit.wait()
+        target_server.kill()
+        target_server.wait()
 
 
 @contextlib.contextmanager
