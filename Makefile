@@ -23,7 +23,7 @@ QEMU_TESTS := tests/integration/test_agent.py tests/integration/test_agent_input
 	tests/crash tests/conformance/nbd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-qemu10 bench crash fuzz simulate check up down lint types fmt schemas lock clean
+.PHONY: help setup demo test test-long test-qemu10 bench crash fuzz simulate check up down lint types fmt schemas asyncapi lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,7 @@ bench: setup ## figures as ratios to peers of the same run; BENCH=--quick takes 
 
 check: lint types ## all that needs no service, in under a minute
 	$(BIN)/python schemas/generate.py --check
+	$(BIN)/python scripts/asyncapi.py --check
 	$(BIN)/pytest -q $(PARALLEL) -m "not kafka and not redis and not qemu" tests/unit tests/conformance
 
 up: setup ## start a stack on this machine
@@ -81,6 +82,9 @@ fmt: ## format, and fix what can be fixed safely
 
 schemas: ## write the typed records from the .avsc files
 	$(BIN)/python schemas/generate.py
+
+asyncapi: ## write docs/asyncapi.yaml from the .avsc files and the topics
+	$(BIN)/python scripts/asyncapi.py
 
 lock: ## pin what pyproject.toml asks for, keeping versions that are pinned
 	@scripts/lock

@@ -24,6 +24,7 @@ from rephub.agent.known import Known
 from rephub.agent.marks import Marks
 from rephub.agent.publisher import Encoder, Publisher
 from rephub.agent.queue import EventQueue, Kind, Queued
+from rephub.agent.sampling import BlockSampler
 from rephub.agent.sync import Pace, Sync
 from rephub.core.bitmap.port import BitmapStore
 from rephub.core.config import AgentSettings
@@ -106,6 +107,7 @@ class Attachment:
         self._journals = journals
         self._bitmaps = bitmaps
         self._batch_bytes = int(settings.batch_bytes)
+        self._sampler = BlockSampler(spec.size_bytes, looking=settings.sampling)
         self._gathering = gathering or Gathering(settings.linger_ms / 1000)
         self._lost = lost
         self._closing = False
@@ -168,6 +170,7 @@ class Attachment:
             batch_bytes=self._batch_bytes,
             gathering=self._gathering,
             acked=self._acked,
+            sampler=self._sampler,
         )
         self._start(self._publisher.run())
         self._start(self._marks.run())
@@ -340,6 +343,11 @@ class Attachment:
             "verify": None if self.comparing.is_sync else comparing,
             "marks_away": self._marks.away,
             "ack_delay": self._publisher.delays.stats() if self._publisher else None,
+            "written": self._sampler.stats(),
+            "throttled": {
+                "writes": self.capture.throttled_writes,
+                "seconds": self.capture.throttled_seconds,
+            },
         }
 
     async def _new_sync(self, client: NbdClient, known: Known) -> Sync:

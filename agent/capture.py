@@ -93,6 +93,8 @@ class Capture:
         """Events whose answer waits for marks or ack, with the time they came."""
         self._delayed: deque[tuple[float, int]] = deque()
         """Throttled answers: due time, cookie; due times ascend."""
+        self.throttled_writes, self.throttled_seconds = 0, 0.0
+        """Answers that were late for it, and by how much in all."""
         self._timer: asyncio.TimerHandle | None = None
         self._holding = False
         self._held_back: list[int] = []
@@ -255,9 +257,12 @@ class Capture:
             for cookie in cookies:
                 connection.reply(cookie)
             return
-        due = time.monotonic() + delay
+        now = time.monotonic()
+        due = now + delay
         if self._delayed:
             due = max(due, self._delayed[-1][0])
+        self.throttled_writes += len(cookies)
+        self.throttled_seconds += (due - now) * len(cookies)
         self._delayed.extend((due, cookie) for cookie in cookies)
         if self._timer is None:
             self._arm()

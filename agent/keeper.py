@@ -62,6 +62,8 @@ class Keeper:
         self.reason = ""
         self.gap_since_at: int | None = None
         """When capture was lost, in microseconds since the Unix epoch; None while there is no gap."""
+        self.gaps = 0
+        """That opened since the start of the agent."""
         self._parts = parts
         self._hold: Hold | None = None
         self._verifier = Verifier(name, parts, self.synced, self.wake)
@@ -137,8 +139,11 @@ class Keeper:
             "dirty_bytes": figures.get("dirty_bytes", 0),
             "verify": figures.get("verify"),
             "ack_delay": figures.get("ack_delay"),
+            "written": figures.get("written"),
+            "throttled": figures.get("throttled"),
             "sync": self._sync_status(figures.get("sync")),
             "gap_since_at": self.gap_since_at,
+            "gaps": self.gaps,
             "reason": self.reason,
         }
 
@@ -459,6 +464,7 @@ class Keeper:
         self.reason = reason
         if self.gap_since_at is None:
             self.gap_since_at = time.time_ns() // 1000
+            self.gaps += 1
 
     def _announce_lost(self, epoch: int, attachment_id: str, reason: str) -> None:
         self._gap(reason)

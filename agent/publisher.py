@@ -19,6 +19,7 @@ from collections.abc import Callable
 from rephub.agent import epochs
 from rephub.agent.delays import AckDelays
 from rephub.agent.queue import EventQueue, Kind, Queued
+from rephub.agent.sampling import BlockSampler
 from rephub.core.codec import WriteEncoder, encode_journal
 from rephub.core.errors import FencedError, IntegrityError
 from rephub.core.gathering import Gathering
@@ -88,6 +89,7 @@ class Publisher:
         batch_bytes: a batch ends at this size.
         gathering: how long events gather that nobody waits for.
         acked: called with the events of each batch, in order, once they are in the journal.
+        sampler: sees every event when it is encoded.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Publisher:
         batch_bytes: int,
         gathering: Gathering,
         acked: Callable[[list[Queued]], None],
+        sampler: BlockSampler,
     ) -> None:
         self._queue = queue
         self._encoder = encoder
@@ -112,6 +115,8 @@ class Publisher:
         self._batch_bytes = batch_bytes
         self._gathering = gathering
         self._acked = acked
+        self._sampler = sampler
+        self._looking = False
         self._wake = asyncio.Event()
         self._parked = False
         """`run` waits for the first event."""
@@ -165,13 +170,22 @@ class Publisher:
 
     def _encode_ahead(self) -> None:
         self._encoding = False
-        for event in self._queue.unencoded():
+        for event in reversed(self._queue.unencoded()):
             self._encoded(event)
 
     def _encoded(self, event: Queued) -> bytes:
         record = event.record = self._encoder.encode(event)
+        if self._sampler.note(event, self._loop.time()) and not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
         event.data = None
         return record
+
+    def _look(self) -> None:
+        """One block in a turn of the loop, so that guests are answered between two."""
+        self._looking = self._sampler.look()
+        if self._looking:
+            self._loop.call_soon(self._look)
 
     async def _park(self) -> None:
         """Wait until there is something."""

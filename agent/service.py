@@ -20,6 +20,7 @@ from rephub.agent.parts import Parts
 from rephub.agent.peers import PeerServer
 from rephub.agent.probes import Probes
 from rephub.agent.redirects import Redirects
+from rephub.agent.samples import AgentSamples
 from rephub.agent.vms import Vms
 from rephub.agent.watch import Watch
 from rephub.agent.workers import WorkerPool
@@ -31,7 +32,7 @@ from rephub.core.control.port import ControlLog
 from rephub.core.errors import IntegrityError, RephubError, UnavailableError
 from rephub.core.http import StatusServer
 from rephub.core.journal.port import JournalStore
-from rephub.core.metrics import registry_with
+from rephub.core.metrics import DaemonCollector, registry_with
 from rephub.core.names import EVENTS_TOPIC, agent_lease_key
 from rephub.projections import decide_sync
 from rephub.projections.catalogue import Catalogue
@@ -85,10 +86,13 @@ class Agent:
         self._probes = Probes(self.parts)
         self._redirects = Redirects(self.parts)
         self._draining = Draining(self.parts, self.keepers)
+        self._samples = AgentSamples(settings, self.status, self._group_of)
         self._tasks: list[asyncio.Task[None]] = []
         self._folded = False
         self._peer = ""
-        metrics = registry_with(AgentCollector(self.status))
+        metrics = registry_with(
+            AgentCollector(self.status), DaemonCollector(settings.state_dir, self._samples.publisher)
+        )
         self._server = StatusServer(settings.agent.host, settings.agent.port, self.status, registry=metrics)
 
     async def start(self) -> str:
@@ -106,6 +110,7 @@ class Agent:
             asyncio.create_task(self._renew_lease(url)),
             asyncio.create_task(self._checkpoints.run()),
             asyncio.create_task(self.parts.watch.run(self._checkpoints.side.holds)),
+            asyncio.create_task(self._samples.publisher.run()),
         ]
         return url
 
@@ -144,6 +149,10 @@ class Agent:
                 name: keeper.status() for name, keeper in sorted(self.keepers.items()) if self._shown(name)
             },
         }
+
+    def _group_of(self, name: str) -> str:
+        volume = self.parts.catalogue.volumes.get(name)
+        return volume.group if volume is not None else ""
 
     def _shown(self, name: str) -> bool:
         volume = self.parts.catalogue.volumes.get(name)

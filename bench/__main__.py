@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bench import guest, nbd, recovery, replication, scale
+from bench import guest, monitoring, nbd, recovery, replication, scale
 from bench.harness import Run, console
 from bench.report import write_page
 
@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "replication": replication.measure,
     "recovery": recovery.measure,
     "scale": scale.measure,
+    "monitoring": monitoring.measure,
 }
 
 SLOW = {"recovery"}

@@ -153,10 +153,11 @@ def scratch_folder() -> str | None:
 
 
 @contextlib.contextmanager
-def rig(*, on_disk: bool = False, **settings: str) -> Iterator[Rig]:
+def rig(*options: str, on_disk: bool = False, **settings: str) -> Iterator[Rig]:
     """A running stack in a folder of its own.
 
     Args:
+        *options: of `up`.
         on_disk: in the usual place of temporary files, and not in memory: files in memory cannot be read without a thread.
         **settings: as in the environment: `REPHUB_AGENT__WORKERS="2"`.
     """
@@ -167,7 +168,7 @@ def rig(*, on_disk: bool = False, **settings: str) -> Iterator[Rig]:
         try:
             os.environ.update(settings)
             try:
-                found.stack.run("up", "--detach")
+                found.stack.run("up", "--detach", *options)
             finally:
                 for key in settings:
                     del os.environ[key]

@@ -1,4 +1,4 @@
-"""`rephub agent`, `hub`, `diskbox`: one daemon in the foreground, for real sites and for the supervisor."""
+"""`rephub agent`, `hub`, `diskbox`, `monitor`: one daemon in the foreground, for real sites and for the supervisor."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ def hub(cli: Cli, config: Path | None) -> int:
 def diskbox(cli: Cli, config: Path | None) -> int:
     """Run one diskbox: it owns recovery volumes and their views. SIGTERM ends it."""
     return _run("rephub.consumers.diskbox.main", cli, config)
+
+
+@verb()
+@_config
+def monitor(cli: Cli, config: Path | None) -> int:
+    """Run the monitor: it watches the samples of all daemons and raises alerts. SIGTERM ends it."""
+    return _run("rephub.consumers.monitor.main", cli, config)
 
 
 def _run(module: str, cli: Cli, config: Path | None) -> int:

@@ -16,12 +16,13 @@ from rephub.cli.points import (
     check_target,
     parse_point,
     point_options,
-    resolved,
     timeout_option,
 )
 from rephub.cli.snippets import in_a_vm, snippets
+from rephub.consumers.asking import plan_document
 from rephub.core.errors import ConflictError, UsageError
 from rephub.core.units import format_bytes, format_duration, parse_duration
+from rephub.projections.points import resolved
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
@@ -147,7 +148,7 @@ class _Failover:
             if isinstance(event, ev.FailoverFailed):
                 raise error_of(event)
             if isinstance(event, ev.FailoverPlanned):
-                return {"plans": [plans_of.item(plan) for plan in event.plans]}
+                return {"plans": [plan_document(plan) for plan in event.plans]}
             return None
 
         answer = await client.ask(command, planned, f"plan of fail-over of {self.target}")

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from rephub.cli.client import Done, connect, error_of
 from rephub.cli.endpoints import read_endpoints
-from rephub.cli.fetch import fetch
 from rephub.cli.output import Cli, verb, verb_group
 from rephub.cli.points import check_target, timeout_option
-from rephub.cli.view import DAEMON_SECONDS, catalogue_of
+from rephub.cli.view import catalogue_of
+from rephub.consumers.daemons import DAEMON_SECONDS
+from rephub.core.fetch import fetch
 from rephub.core.names import check_name
 from rephub.projections.catalogue import Catalogue
 from rephub.projections.decide_fleet import known_diskbox

@@ -13,28 +13,26 @@ from rich.table import Table
 from rephub.cli.bisect import bisect
 from rephub.cli.client import connect
 from rephub.cli.endpoints import read_endpoints
-from rephub.cli.fetch import fetch
-from rephub.cli.fot_client import end_test, open_test
+from rephub.cli.fot_client import open_test, stop_test
 from rephub.cli.output import Cli, verb, verb_group
 from rephub.cli.points import (
     absolute,
     check_target,
     parse_point,
     point_options,
-    resolved,
     timeout_option,
 )
 from rephub.cli.snippets import in_a_vm
 from rephub.cli.sync import parse_rate
-from rephub.cli.view import DAEMON_SECONDS, catalogue_of
+from rephub.cli.view import catalogue_of
+from rephub.consumers.daemons import ask
 from rephub.core.errors import ConflictError, DeadlineError, NotFoundError, UnavailableError
 from rephub.core.names import check_name
 from rephub.core.units import format_bytes
-from rephub.projections.catalogue import Catalogue
+from rephub.projections.fots import costs_of, fot_documents
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
-COSTS = ("scratch_bytes", "scratch_limit_bytes", "kept_bytes", "hydration", "rate_bytes_per_second")
 LOOK_SECONDS = 0.3
 
 fot = verb_group("fot", "Open a volume as it was, writable, protection undisturbed.")
@@ -82,30 +80,7 @@ async def start(
 async def list_(cli: Cli) -> None:
     """List the fail-over tests that are open."""
     catalogue, _ = await catalogue_of(read_endpoints(cli.state_dir))
-    costs = await _costs(catalogue)
-    found: list[dict[str, Any]] = []
-    for entry in catalogue.fots.values():
-        if entry.ended:
-            continue
-        views = [
-            {
-                "fot": entry.name,
-                "volume": view["volume"],
-                "offset": view["offset"],
-                "uri": view["uri"],
-                "resolved": resolved(view),
-                **costs.get((entry.name, view["volume"]), {}),
-            }
-            for view in entry.views
-        ]
-        rest = {
-            "fot": entry.name, "state": entry.state, "read_only": entry.read_only, "scratch_full": entry.full,
-        }  # fmt: skip
-        if entry.group is not None:
-            found.append(rest | {"group": entry.group, "volumes": views})
-        else:
-            pending = {"volume": entry.volumes[0], "offset": None, "uri": None, "resolved": None}
-            found.append((views[0] if views else pending) | rest)
+    found = fot_documents(catalogue, (await ask(catalogue)).diskboxes)
     table = Table(box=None, pad_edge=False)
     for title in ("FOT", "STATE", "VOLUME", "OFFSET", "SCRATCH", "HYDRATED", "URI"):
         table.add_column(title)
@@ -130,7 +105,7 @@ async def stop(cli: Cli, fot_id: str, seconds: float) -> None:
     """End the fail-over test ID and discard what it wrote."""
     check_name(fot_id, "fail-over test")
     async with connect(cli, seconds) as client:
-        already = await end_test(cli, client, fot_id)
+        already = await stop_test(cli, client, fot_id)
     cli.emit({"fot": fot_id} | ({"already": True} if already else {}), f"{fot_id}: stopped")
 
 
@@ -161,7 +136,8 @@ async def hydrate(
         raise NotFoundError(f"no fail-over test {fot_id} is open", hint="rephub fot list")
     deadline = time.monotonic() + seconds
     while True:
-        views = {volume: view for (name, volume), view in (await _costs(catalogue)).items() if name == fot_id}
+        costs = costs_of((await ask(catalogue)).diskboxes)
+        views = {volume: view for (name, volume), view in costs.items() if name == fot_id}
         if not wait_ or (views and all(view["hydration"]["state"] == "done" for view in views.values())):
             break
         if ended := [v for v in views.values() if v["hydration"]["state"] in ("failed", "stopped")]:
@@ -187,17 +163,6 @@ def _was_set(command_id: str) -> Callable[[ev.Record], dict[str, Any] | None]:
         return {} if isinstance(event, ev.HydrationSet) and event.command_id == command_id else None
 
     return done
-
-
-async def _costs(catalogue: Catalogue) -> dict[tuple[str, str], dict[str, Any]]:
-    """By test and volume, from the diskboxes that answer: scratch, what is kept, hydration."""
-    urls = {box.url for box in catalogue.diskboxes.values()}
-    documents = await asyncio.gather(*(fetch(f"{url}/status", DAEMON_SECONDS) for url in urls))
-    return {
-        (view["fot"], view["volume"]): {name: view[name] for name in COSTS}
-        for document in documents
-        for view in (document or {}).get("fots", [])
-    }
 
 
 def _scratch(view: dict[str, Any]) -> str:

@@ -24,11 +24,12 @@ INTERRUPTED = 130
 
 VERBS: dict[str, tuple[str, str]] = {
     # verb: ("module:attribute", one line of help)
-    "up": ("rephub.cli.up:up", "Start broker, Redis, hub, agent and diskbox on this machine."),
+    "up": ("rephub.cli.up:up", "Start broker, Redis, hub, agent, diskbox and monitor here."),
     "down": ("rephub.cli.down:down", "Stop what `up` started; data stay."),
     "agent": ("rephub.cli.daemons:agent", "Run one RepAgent in the foreground."),
     "hub": ("rephub.cli.daemons:hub", "Run the hub in the foreground."),
     "diskbox": ("rephub.cli.daemons:diskbox", "Run one diskbox in the foreground."),
+    "monitor": ("rephub.cli.daemons:monitor", "Run the monitor in the foreground."),
     "protect": ("rephub.cli.protect:protect", "Protect a disk of a running QEMU."),
     "unprotect": ("rephub.cli.unprotect:unprotect", "End the protection of a volume."),
     "resync": ("rephub.cli.resync:resync", "Attach a volume anew and copy what differs."),
@@ -40,9 +41,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "resume": ("rephub.cli.pause:resume", "Capture a paused volume again, and copy what was written."),
     "wait": ("rephub.cli.wait:wait", "Wait until a volume is in a state."),
     "status": ("rephub.cli.status:status", "Say how well every volume is protected."),
+    "top": ("rephub.cli.top:top", "Watch all volumes, live."),
+    "events": ("rephub.cli.events:events", "Say what happened, and go on with it."),
+    "alerts": ("rephub.cli.alerts:alerts", "List the alerts that are open."),
     "sync": ("rephub.cli.sync:sync", "Pause syncs, limit their rate, choose which goes first."),
     "history": ("rephub.cli.history:history", "Change how far back points are kept."),
     "timeline": ("rephub.cli.timeline:timeline", "List the points in time that can be opened."),
+    "plot": ("rephub.cli.plot:plot", "Draw the timeline of a volume."),
     "checkpoint": ("rephub.cli.checkpoint:checkpoint", "Mark a point in time by name."),
     "fot": ("rephub.cli.fot:fot", "Open a volume as it was, writable, protection undisturbed."),
     "failover": ("rephub.cli.failover:failover", "Run a VM from a point, at once."),

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STOP_ORDER = ("agent", "diskbox", "hub", "redis", "broker")
+STOP_ORDER = ("monitor", "agent", "diskbox", "hub", "redis", "broker")
 """Each may still use what comes after it while it stops."""
 
 STOP_SECONDS: Mapping[str, float] = {
+    "monitor": 10.0,
     "agent": 30.0,
     "diskbox": 20.0,
     "hub": 10.0,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import tomli_w
@@ -31,6 +32,7 @@ from rephub.infra.ports import kept_ports
 from rephub.infra.redis import RedisServer, ask_redis
 
 DAEMONS = ("hub", "agent", "diskbox")
+"""A stack is ready with these; the monitor follows, nothing waits for it."""
 
 STATUS_SECONDS_MAX = 2.0
 
@@ -52,6 +54,7 @@ class UpOptions:
     redis: str | None = None
     compose: bool = False
     restart: bool = True
+    monitor: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,9 @@ class Plan:
     stop_outside: Callable[[], Awaitable[None]]
     """Ends what no process of ours is: containers."""
     grown: Callable[[], list[PartSpec]]
-    """Diskboxes that were added to the first one; those listed at the start are in the stages already."""
+    """The monitor, and diskboxes that were added to the first one; those listed at the start are in the stages already."""
+    scraped: Callable[[], list[dict[str, Any]]]
+    """Where `/metrics` of all daemons is, as Prometheus' `file_sd_configs` read it."""
 
 
 def make_plan(options: UpOptions) -> Plan:
@@ -114,16 +119,29 @@ def make_plan(options: UpOptions) -> Plan:
 
     def endpoints(pids: dict[str, int | None]) -> Endpoints:
         urls = {kind: daemon_url(settings, kind) for kind in DAEMONS}
-        found = pids | (compose.pids() if compose else {})
+        found = {kind: pid for kind, pid in pids.items() if kind != "monitor"}
+        found |= compose.pids() if compose else {}
         return Endpoints(bootstrap, url, urls["hub"], state_dir, found, urls, str(config))
 
     grown = _Grown(settings)
+    monitor = [_daemon_part(settings, "monitor", config)] if options.monitor else []
+
+    def later() -> list[PartSpec]:
+        return [*monitor, *grown.parts()]
+
+    def scraped() -> list[dict[str, Any]]:
+        kinds = [*DAEMONS, "monitor"] if options.monitor else DAEMONS
+        return [
+            *(_scraped(settings, kind) for kind in kinds),
+            *(_scraped(one, "diskbox") for one in grown.settings()),
+        ]
+
     stages = [
         Stage([], look_at_given),  # a wrong address is said before anything of ours starts
         Stage(services.parts, look),
         Stage([*(_daemon_part(settings, kind, config) for kind in DAEMONS), *grown.parts()], _done),
     ]
-    return Plan(settings, stages, endpoints, stop_outside, grown.parts)
+    return Plan(settings, stages, endpoints, stop_outside, later, scraped)
 
 
 class _Grown:
@@ -132,6 +150,7 @@ class _Grown:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._parts: dict[str, PartSpec] = {}
+        self._made: dict[str, Settings] = {}
 
     def parts(self) -> list[PartSpec]:
         """One for each that is listed. Raises StorageError, UnavailableError: no port."""
@@ -140,11 +159,15 @@ class _Grown:
                 self._parts[name] = self._make(name)
         return list(self._parts.values())
 
+    def settings(self) -> list[Settings]:
+        """What each that was made runs with."""
+        return list(self._made.values())
+
     def _make(self, name: str) -> PartSpec:
         state_dir = self._settings.state_dir
         port = kept_ports(state_dir / "ports.json", [name])[name]
         diskbox = self._settings.diskbox.model_copy(update={"id": name, "port": port})
-        settings = self._settings.model_copy(update={"diskbox": diskbox})
+        settings = self._made[name] = self._settings.model_copy(update={"diskbox": diskbox})
         config = state_dir / f"config-{name}.toml"
         write_atomic(config, _as_toml(settings))
         return _daemon_part(settings, "diskbox", config)
@@ -193,6 +216,11 @@ def daemon_url(settings: Settings, kind: str) -> str:
     return f"http://{host}:{section.port}"
 
 
+def _scraped(settings: Settings, kind: str) -> dict[str, Any]:
+    address = daemon_url(settings, kind).removeprefix("http://")
+    return {"targets": [address], "labels": {"kind": kind, "daemon": getattr(settings, kind).id}}
+
+
 def daemon_argv(kind: str, config: Path) -> list[str]:
     """The command line of a daemon: the Python process itself, so that its pid is the daemon's."""
     return [sys.executable, "-m", "rephub.cli.main", kind, "--config", str(config)]
@@ -221,7 +249,7 @@ async def _done() -> None:
 
 def _with_addresses(settings: Settings, bootstrap: str, url: str) -> Settings:
     """The settings with real addresses: services as found, a fixed port for each daemon."""
-    wanted = [kind for kind in DAEMONS if getattr(settings, kind).port == 0]
+    wanted = [kind for kind in (*DAEMONS, "monitor") if getattr(settings, kind).port == 0]
     ports = kept_ports(settings.state_dir / "ports.json", wanted)
     update = {kind: getattr(settings, kind).model_copy(update={"port": port}) for kind, port in ports.items()}
     update["kafka"] = settings.kafka.model_copy(update={"bootstrap": bootstrap})

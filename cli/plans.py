@@ -7,10 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from rephub.cli.output import Cli
-from rephub.cli.points import Point, resolved
+from rephub.cli.points import Point
 from rephub.core.errors import ConfirmationRequired
-from rephub.core.units import format_bytes, format_duration, rfc3339
-from rephub.schemas import events as ev
+from rephub.core.units import format_bytes, format_duration
 
 
 def confirm(
@@ -42,24 +41,6 @@ def confirm(
     if point.kind == "latest" and len(plans) == 1:
         return Point("offset", str(plans[0]["offset"]))
     return point
-
-
-def item(plan: ev.PlanItem) -> dict[str, Any]:
-    """One volume's plan as a document."""
-    found = {"offset": plan.offset, "captured_at": plan.captured_at, "checkpoint": plan.checkpoint}
-    return {
-        "volume": plan.volume,
-        "offset": plan.offset,
-        "path": plan.path,
-        "applied_events": plan.events,
-        "applied_bytes": plan.bytes,
-        "lost_events": plan.lost_events,
-        "lost_bytes": plan.lost_bytes,
-        "lost_seconds": plan.lost_seconds,
-        "applied_from_at": rfc3339(plan.applied_from_at) if plan.applied_from_at else None,
-        "last_checkpoint": plan.last_checkpoint,
-        "resolved": resolved(found),
-    }
 
 
 def _sentence(plan: dict[str, Any]) -> str:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from rephub.core.errors import UsageError
-from rephub.core.names import check_name
-from rephub.core.units import parse_time, rfc3339
+from rephub.core.control.wishes import Point, check_target, one_point
 
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point as commands carry it."""
-
-    kind: str
-    value: str
+__all__ = ["Point", "absolute", "check_target", "parse_point", "point_options", "timeout_option"]
 
 
 def point_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,45 +33,8 @@ def parse_point(offset: int | None, time_: str | None, checkpoint: str | None, l
     Raises:
         UsageError: none or several, or it is not well-formed.
     """
-    given = []
-    if offset is not None:
-        given.append(Point("offset", str(offset)))
-    if time_ is not None:
-        given.append(Point("time", str(parse_time(time_))))
-    if checkpoint is not None:
-        given.append(Point("checkpoint", check_name(checkpoint, "checkpoint")))
-    if latest:
-        given.append(Point("latest", ""))
-    if len(given) != 1:
-        what = "no point is given" if not given else f"{len(given)} points are given"
-        raise UsageError(what, hint="exactly one of --offset, --time, --checkpoint, --latest")
-    return given[0]
-
-
-def check_target(volume: str | None, group: str | None) -> str:
-    """The target in words, if exactly one was given.
-
-    Raises:
-        UsageError: none or both, or not a name.
-    """
-    if (volume is None) == (group is None):
-        raise UsageError(
-            "no volume and no group is given" if volume is None else "a volume and a group are given",
-            hint="give one of them",
-        )
-    if volume is not None:
-        return f"volume {check_name(volume, 'volume')}"
-    return f"group {check_name(str(group), 'group')}"
-
-
-def resolved(item: dict[str, Any]) -> dict[str, Any]:
-    """`{offset, captured_at, checkpoint}` of a view or plan."""
-    at = item.get("captured_at")
-    return {
-        "offset": item["offset"],
-        "captured_at": rfc3339(at) if at is not None else None,
-        "checkpoint": item.get("checkpoint"),
-    }
+    hint = "exactly one of --offset, --time, --checkpoint, --latest"
+    return one_point(offset, time_, checkpoint, latest=latest, hint=hint)
 
 
 def timeout_option(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

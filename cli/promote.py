@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from rephub.cli import plans as plans_of
-from rephub.cli.client import ControlClient, connect, error_of
-from rephub.cli.endpoints import Endpoints
-from rephub.cli.fetch import fetch
+from rephub.cli.client import ControlClient, connect
+from rephub.cli.endpoints import Endpoints, read_endpoints
 from rephub.cli.output import Cli, verb
 from rephub.cli.points import (
     Point,
@@ -24,7 +23,9 @@ from rephub.cli.points import (
     timeout_option,
 )
 from rephub.cli.view import catalogue_of
+from rephub.consumers import asking
 from rephub.core.errors import ConflictError, UsageError
+from rephub.core.fetch import fetch
 from rephub.schemas import commands as cmd
 from rephub.schemas import events as ev
 
@@ -66,7 +67,7 @@ async def promote(
         return
     point = parse_point(offset, time_, checkpoint, latest)
     to = absolute(to) if to else None
-    job = _Promote(cli, volume, group, target, to)
+    job = _Promote(cli, volume, group, to)
     async with connect(cli, seconds) as client:
         if dry_run or not yes:
             plans = await job.plan(client, point)
@@ -84,66 +85,27 @@ async def promote(
 class _Promote:
     """One target, planned and then done."""
 
-    def __init__(self, cli: Cli, volume: str | None, group: str | None, target: str, to: str | None) -> None:
+    def __init__(self, cli: Cli, volume: str | None, group: str | None, to: str | None) -> None:
         self.cli = cli
         self.volume = volume
         self.group = group
-        self.target = target
         self.to = to
 
     async def plan(self, client: ControlClient, point: Point) -> list[dict[str, Any]]:
         """What would be applied and lost, by volume."""
-        command = self._command(client, point, dry_run=True)
-
-        def planned(event: ev.Record) -> dict[str, Any] | None:
-            if isinstance(event, ev.PromoteFailed) and event.promotion == command.id:
-                raise error_of(event)
-            if isinstance(event, ev.PromotePlanned) and event.promotion == command.id:
-                return {"plans": [plans_of.item(plan) for plan in event.plans]}
-            return None
-
-        answer = await client.ask(command, planned, f"plan of promote of {self.target}")
-        plans: list[dict[str, Any]] = answer.fields["plans"]
-        return plans
+        return await asking.plan_promote(client, self.volume, self.group, point, self.to)
 
     async def run(self, client: ControlClient, point: Point) -> dict[str, Any]:
         """Promote; the document of the contract."""
-        command = self._command(client, point, dry_run=False)
-
-        def promoted(event: ev.Record) -> dict[str, Any] | None:
-            if getattr(event, "promotion", None) == command.id:
-                match event:
-                    case ev.PromoteFailed():
-                        raise error_of(event)
-                    case ev.PromotePlanned():
-                        self.cli.progress(f"promote of {self.target}: planned")
-                    case ev.PromoteStarted():
-                        self.cli.progress(f"promote of {self.target}: under way")
-                    case ev.Promoted():
-                        return {"plans": [plans_of.item(plan) for plan in event.plans]}
-            return None
-
-        async with _progress(self.cli, client.endpoints):
-            answer = await client.ask(command, promoted, f"promote of {self.target}")
-        plans = answer.fields["plans"]
-        if answer.already:
-            plans = [plans_of.item(ev.PlanItem(**plan)) for plan in plans]
-        return self.document(plans) | ({"already": True} if answer.already else {})
+        async with _progress(self.cli, read_endpoints(self.cli.state_dir)):
+            plans, already = await asking.promote(
+                client, self.volume, self.group, point, self.to, self.cli.progress
+            )
+        return self.document(plans) | ({"already": True} if already else {})
 
     def document(self, plans: list[dict[str, Any]]) -> dict[str, Any]:
         """A single volume's answer, or a group's with all of them."""
         return plans[0] if self.volume is not None else {"group": self.group, "volumes": plans}
-
-    def _command(self, client: ControlClient, point: Point, *, dry_run: bool) -> cmd.Promote:
-        return client.new(
-            cmd.Promote,
-            volume=self.volume,
-            group=self.group,
-            point_kind=point.kind,
-            point_value=point.value,
-            dry_run=dry_run,
-            to=self.to,
-        )
 
 
 async def _cancel(cli: Cli, volume: str | None, group: str | None, target: str, seconds: float) -> None:

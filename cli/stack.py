@@ -32,6 +32,9 @@ LEFTOVER_SECONDS_MAX = 15.0
 OTHER_UP_SECONDS_MAX = 120.0
 """How long a second `up` waits for the first one."""
 
+TARGETS_FILE = "prometheus-targets.json"
+"""Kept when the stack ends: Prometheus is to notice that."""
+
 Say = Callable[[str], None]
 OnReady = Callable[[dict[str, Any]], None]
 
@@ -129,6 +132,7 @@ async def _run(plan: Plan, options: UpOptions, say: Say, on_ready: OnReady, *, i
     def publish() -> Endpoints:
         endpoints = plan.endpoints(supervisor.pids())
         write_atomic(options.state_dir / endpoints_file.FILE, json.dumps(endpoints.to_document()))
+        write_atomic(options.state_dir / TARGETS_FILE, json.dumps(plan.scraped()))
         return endpoints
 
     def on_change() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import click
@@ -40,17 +41,27 @@ async def status(cli: Cli, volume: str | None, watch: bool, check: bool) -> int 
 
 
 async def _watch(cli: Cli, volume: str | None) -> None:
-    if cli.json:
+    """Show it each second; what fails the first time fails the verb, later it may come back."""
+    document = await status_document(cli.state_dir, volume)
+    if cli.json or not sys.stdout.isatty():
         while True:
-            cli.emit(await status_document(cli.state_dir, volume))
+            cli.emit(document, None if "error" in document else _table(document))
             await asyncio.sleep(WATCH_SECONDS)
+            document = await _again(cli, volume)
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
-            try:
-                live.update(_table(await status_document(cli.state_dir, volume)), refresh=True)
-            except RephubError as error:
-                live.update(str(error_document(error)["error"]["message"]), refresh=True)
+            shown = document["error"]["message"] if "error" in document else _table(document)
+            live.update(shown, refresh=True)
             await asyncio.sleep(WATCH_SECONDS)
+            document = await _again(cli, volume)
+
+
+async def _again(cli: Cli, volume: str | None) -> dict[str, Any]:
+    """The document, or that of its error."""
+    try:
+        return await status_document(cli.state_dir, volume)
+    except RephubError as error:
+        return error_document(error)
 
 
 def _table(document: dict[str, Any]) -> Table | str:

@@ -15,6 +15,7 @@ from rephub.core import logs
 @verb()
 @click.option("--detach", is_flag=True, help="Return when all is ready; the stack goes on.")
 @click.option("--no-restart", is_flag=True, help="Leave parts that die dead.")
+@click.option("--no-monitor", is_flag=True, help="Start no monitor: no alerts.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--bootstrap", help="Use this Kafka (host:port[,host:port…]) and start none.")
 @click.option("--redis", help="Use this Redis (URL) and start none.")
@@ -23,12 +24,13 @@ def up(
     cli: Cli,
     detach: bool,
     no_restart: bool,
+    no_monitor: bool,
     config: Path | None,
     bootstrap: str | None,
     redis: str | None,
     compose: bool,
 ) -> None:
-    """Start broker, Redis, hub, agent and diskbox on this machine.
+    """Start broker, Redis, hub, agent, diskbox and monitor on this machine.
 
     One JSON line on stdout says when all are ready and where they are. Without --detach the command stays until
     Ctrl-C, which stops all. Data stay under the state directory; the next `up` goes on with them.
@@ -41,7 +43,13 @@ def up(
     check_state_dir_length(cli.state_dir)
 
     options = UpOptions(
-        cli.state_dir, config or cli.config, bootstrap, redis, compose, restart=not no_restart
+        cli.state_dir,
+        config or cli.config,
+        bootstrap,
+        redis,
+        compose,
+        restart=not no_restart,
+        monitor=not no_monitor,
     )
 
     def on_ready(document: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -61,6 +62,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_command(argv: tuple[str, ...]) -> tuple[str, ...]:
+    if argv and not argv[0]:
+        raise ValueError("the program has no name")
+    return argv
+
+
 class KafkaSettings(Section):
     """Where the journals and the control log are."""
 
@@ -107,6 +114,9 @@ class AgentSettings(DaemonSection):
         25, ge=0, le=1000, description="a batch that no write waits for gathers so long, or up to three times"
     )
     compression: Literal["none", "zstd"] = Field("none", description="of journal batches")
+    sampling: bool = Field(
+        default=True, description="some written blocks are looked into, to notice encryption of a volume"
+    )
     hold_max_ms: int = Field(50, ge=1, le=1000, description="group over several agents: answers held at most")
     peer_host: str = Field("", description="address for agents of other hosts; empty: a unix socket")
     peer_port: Port = Field(0, description="port beside it; 0: any free one")
@@ -147,6 +157,45 @@ class HubSettings(DaemonSection):
     diskbox_lost_seconds: float = Field(
         300.0, ge=0, le=86400, description="a diskbox silent for so long is lost; 0: never by itself"
     )
+    names: tuple[str, ...] = Field(
+        (),
+        description="further host names that the page is opened by; addresses and this host's own always are",
+    )
+
+
+class MonitorSettings(DaemonSection):
+    """The monitor: when it raises alerts, and whom it tells."""
+
+    id: str = "monitor1"
+    rpo_target_seconds: float = Field(5.0, gt=0, le=86_400, description="alert: newest safe point is older")
+    lag_target_seconds: float = Field(30.0, gt=0, le=86_400, description="alert: diskbox is further behind")
+    silent_seconds: float = Field(5.0, ge=2, le=3600, description="alert: a daemon says nothing for so long")
+    clock_skew_seconds: float = Field(
+        2.0, gt=0, le=86_400, description="alert: a daemon's clock is off by more"
+    )
+    disk_used_max: float = Field(0.9, gt=0, lt=1, description="alert: a daemon's disk is fuller, part of 1")
+    webhooks: tuple[str, ...] = Field((), max_length=16, description="URLs that get each alert as JSON")
+    webhook_seconds_max: float = Field(10.0, gt=0, le=300, description="time limit of one request")
+    webhook_retry_seconds_max: float = Field(
+        600.0, ge=0, le=86400, description="an alert that a webhook did not take is tried again for so long"
+    )
+    command: tuple[str, ...] = Field((), description="program and arguments, run for each alert; empty: none")
+    command_seconds_max: float = Field(30.0, gt=0, le=3600, description="the command is killed after so long")
+
+    @field_validator("webhooks")
+    @classmethod
+    def _are_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                # The URL itself may be a secret.
+                raise ValueError("a webhook is http://… or https://…")
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_command(value)
 
 
 class ProviderSettings(Section):
@@ -161,9 +210,13 @@ class ProviderSettings(Section):
     @field_validator("command")
     @classmethod
     def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value and not value[0]:
-            raise ValueError("the program has no name")
-        return value
+        return _check_command(value)
+
+
+class SamplesSettings(Section):
+    """What daemons publish of themselves."""
+
+    period_seconds: float = Field(1.0, ge=0, le=60, description="between samples; 0: none, and no alerts")
 
 
 class LogSettings(Section):
@@ -185,7 +238,9 @@ class Settings(BaseSettings):
     agent: AgentSettings = AgentSettings.model_construct()
     diskbox: DiskboxSettings = DiskboxSettings.model_construct()
     hub: HubSettings = HubSettings.model_construct()
+    monitor: MonitorSettings = MonitorSettings.model_construct()
     provider: ProviderSettings = ProviderSettings.model_construct()
+    samples: SamplesSettings = SamplesSettings.model_construct()
     log: LogSettings = LogSettings.model_construct()
 
     @field_validator("state_dir")
@@ -202,6 +257,11 @@ class Settings(BaseSettings):
     def diskbox_dir(self) -> Path:
         """Files of this diskbox: recovery volumes, positions, indexes, scratch."""
         return self.state_dir / "diskbox" / self.diskbox.id
+
+    @property
+    def monitor_dir(self) -> Path:
+        """Files of the monitor: what Faust keeps beside Kafka."""
+        return self.state_dir / "monitor"
 
     @property
     def hub_dir(self) -> Path:

@@ -1,35 +1,60 @@
 """The small HTTP server that every daemon has: `/status`, `/metrics` and the daemon's own routes.
 
-Knows nothing of what the status says. Binds the loopback address unless configured otherwise; has no route that
-changes anything.
+Knows nothing of what the status says. Binds the loopback address unless configured otherwise; has no route of its own
+that changes anything.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
-from rephub.core.errors import NotFoundError, RephubError, UnavailableError, UsageError
+from rephub.core.errors import (
+    ConfirmationRequired,
+    ConflictError,
+    DeadlineError,
+    NotFoundError,
+    PointNotAvailableError,
+    RephubError,
+    UnavailableError,
+    UsageError,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_BYTES_MAX = 64 << 10
 """No route takes a body of note."""
 
+DIGITS_MAX = 18
+"""Of a number: it fits 64 bits."""
+
 STOP_SECONDS = 1.0
 """How long a stop waits for requests under way."""
 
-_HTTP_STATUS: dict[type[RephubError], int] = {UsageError: 400, NotFoundError: 404, UnavailableError: 503}
+_HTTP_STATUS: dict[type[RephubError], int] = {
+    UsageError: 400, ConfirmationRequired: 400, NotFoundError: 404, ConflictError: 409, PointNotAvailableError: 409,
+    UnavailableError: 503, DeadlineError: 504,
+}  # fmt: skip
 
 
 def document_response(document: Mapping[str, Any], status: int = 200) -> web.Response:
     """A JSON answer."""
     return web.Response(text=json.dumps(document) + "\n", status=status, content_type="application/json")
+
+
+def whole_number(request: web.Request, name: str) -> int | None:
+    """A parameter of the query, from 0; None: it is not there. Raises UsageError: it is something else."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX):
+        raise UsageError(f"{name} {text[:40]!r} is not a number from 0", hint=f"{name}=123")
+    return int(text)
 
 
 class StatusServer:
@@ -41,6 +66,7 @@ class StatusServer:
         status: builds the `/status` document; called in the event loop, must not block.
         routes: further GET routes, path (aiohttp pattern) → handler; a RephubError raised by one becomes
             `{"error": …}` with a fitting HTTP status.
+        further: routes of any method; their errors are answered in the same way.
         registry: the metrics under `/metrics`.
     """
 
@@ -51,6 +77,7 @@ class StatusServer:
         status: Callable[[], dict[str, Any]],
         routes: Mapping[str, Handler] | None = None,
         *,
+        further: Iterable[web.RouteDef] = (),
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._host = host
@@ -62,6 +89,7 @@ class StatusServer:
         self._app.router.add_get("/metrics", self._serve_metrics)
         for path, handler in (routes or {}).items():
             self._app.router.add_get(path, handler)
+        self._app.router.add_routes(further)
         self._runner: web.AppRunner | None = None
         self.url = ""
         """Base URL without a slash at its end; empty while not listening."""

@@ -10,7 +10,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 COMMANDS_TOPIC = "rephub.commands"
 EVENTS_TOPIC = "rephub.events"
+STATS_TOPIC = "rephub.stats"
+ALERTS_TOPIC = "rephub.alerts"
 JOURNAL_PREFIX = "journal."
+
+MONITOR_APP = "rephub-monitor"
+MONITOR_TABLES = ("subjects", "minutes")
+"""The Faust application of the monitor and its tables; Faust names their changelogs."""
 
 
 def check_name(name: str, what: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rephub.core.errors import NotFoundError, PointNotAvailableError, UsageError
+from rephub.core.units import rfc3339
 from rephub.projections.entities import Checkpoint
 from rephub.projections.timeline import Mark, Timeline
 
@@ -206,3 +207,13 @@ def newest_common(timelines: dict[str, Timeline], captured_at: int | None, liste
         hint="`rephub timeline` lists them",
         nearest_offset=None,
     )
+
+
+def resolved(item: dict[str, Any]) -> dict[str, Any]:
+    """`{offset, captured_at, checkpoint}` of a view or plan."""
+    at = item.get("captured_at")
+    return {
+        "offset": item["offset"],
+        "captured_at": rfc3339(at) if at is not None else None,
+        "checkpoint": item.get("checkpoint"),
+    }

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KINDS = ("journal", "commands", "events")
+KINDS = ("journal", "commands", "events", "stats", "alerts")
 ROOM = Path(__file__).resolve().parent
 PRIMITIVES = {
     "long": "int",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rephub.consumers.diskbox.position import Position, save_position
 from rephub.consumers.diskbox.recovery import RecoveryVolume
-from rephub.core.codec.runs import Event, Item, Run, last_offset
+from rephub.core.codec.runs import Event, Item, Run, data_bytes, last_offset
 from rephub.projections.coalesce import Change, coalesce
 from rephub.projections.journal_fold import JournalFold, Verdict
 from rephub.schemas.journal import SyncData, Write, Zero
@@ -47,6 +47,8 @@ class Applier:
         self.position = position
         self.recovery = recovery
         self._crash_point = crash_point
+        self.applied_events = self.applied_bytes = 0
+        """Since it was opened: journal events, and the data that they held."""
 
     @property
     def applied_offset(self) -> int:
@@ -78,6 +80,7 @@ class Applier:
             return
         if last_offset(items[-1]) > self.intent_offset:
             raise ValueError(f"offset {last_offset(items[-1])} is above the intent {self.intent_offset}")
+        before = self.applied_offset
         fold = JournalFold(replace(self.position.applied))
         changes: list[Change | Run] = []
         for event in _judged(fold, items):
@@ -98,6 +101,8 @@ class Applier:
         await self.recovery.fdatasync()
         self._crash_point("after_fdatasync")
         await self._save(replace(self.position, applied=fold.state))
+        self.applied_events += self.applied_offset - before
+        self.applied_bytes += sum(map(data_bytes, items))
         self._crash_point("after_applied")
 
     async def _write(self, changes: list[Change | Run]) -> None:

@@ -16,17 +16,19 @@ from aiohttp import web
 
 from rephub.consumers.diskbox.fots import Limits
 from rephub.consumers.diskbox.metrics import DiskboxCollector
+from rephub.consumers.diskbox.samples import DiskboxSamples
 from rephub.consumers.diskbox.service import Diskbox
-from rephub.consumers.diskbox.status import status_document, timeline_document
+from rephub.consumers.diskbox.status import point_document, status_document, timeline_document
 from rephub.core.bitmap.redis import RedisBitmapStore
 from rephub.core.config import Settings
 from rephub.core.control.kafka import KafkaControlLog
-from rephub.core.errors import RephubError, UnavailableError
-from rephub.core.http import StatusServer, document_response
+from rephub.core.errors import RephubError, UnavailableError, UsageError
+from rephub.core.http import StatusServer, document_response, whole_number
 from rephub.core.journal.kafka import KafkaJournalStore
-from rephub.core.metrics import registry_with
+from rephub.core.metrics import DaemonCollector, registry_with
 from rephub.core.stopping import end_within
 from rephub.infra.kafka.topics import JOURNAL_CONFIG
+from rephub.projections.columns import COLUMNS_MAX
 
 log = logging.getLogger(__name__)
 
@@ -66,29 +68,43 @@ async def _run(settings: Settings) -> None:
     async with _diskbox(settings) as diskbox:
 
         async def serve_timeline(request: web.Request) -> web.Response:
-            return document_response(timeline_document(diskbox, request.match_info["volume"]))
+            numbers = {
+                argument: whole_number(request, name)
+                for argument, name in (("columns", "columns"), ("first_at", "from"), ("last_at", "to"))
+            }
+            if numbers["columns"] is not None and not 1 <= numbers["columns"] <= COLUMNS_MAX:
+                raise UsageError(f"columns is not between 1 and {COLUMNS_MAX}", hint="columns=1000")
+            return document_response(timeline_document(diskbox, request.match_info["volume"], **numbers))
+
+        async def serve_point(request: web.Request) -> web.Response:
+            kind, value = request.query.get("kind", "latest"), request.query.get("value", "")
+            return document_response(await point_document(diskbox, request.match_info["volume"], kind, value))
 
         def status() -> dict[str, Any]:
             return status_document(diskbox)
 
+        samples = DiskboxSamples(settings, status)
         server = StatusServer(
             settings.diskbox.host,
             settings.diskbox.port,
             status,
-            {"/timeline/{volume}": serve_timeline},
-            registry=registry_with(DiskboxCollector(status)),
+            {"/timeline/{volume}": serve_timeline, "/point/{volume}": serve_point},
+            registry=registry_with(
+                DiskboxCollector(status), DaemonCollector(settings.state_dir, samples.publisher)
+            ),
         )
         diskbox.url = await server.start()
         log.info("diskbox=%s url=%s", diskbox.name, diskbox.url)
         work = asyncio.create_task(diskbox.run(), name="diskbox")
+        sampling = asyncio.create_task(samples.publisher.run(), name="samples")
         stopping = asyncio.create_task(stop.wait(), name="signal")
         try:
             await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             end_within(STOP_SECONDS_MAX)
-            for task in (work, stopping):
+            for task in (work, stopping, sampling):
                 task.cancel()
-            await asyncio.wait([work, stopping])
+            await asyncio.wait([work, stopping, sampling])
             await server.stop()
         if not work.cancelled() and (exc := work.exception()) is not None:
             raise exc

@@ -18,6 +18,11 @@ GAUGES = {
     "index_bytes": "Memory of index and timeline",
     "size_bytes": "Of the volume",
 }
+COUNTERS = {
+    "fenced_events": "Events of an epoch that another one had taken over from",
+    "applied_events": "Journal events applied to the recovery volume since it was opened",
+    "applied_bytes": "Data of these events",
+}
 FLAGS = {
     "in_gap": "1 while the newest point lies before a gap",
     "stopped": "1 while an event or the disk stops the volume",
@@ -57,11 +62,17 @@ class DiskboxCollector(Collector):
             {of: len(found["pins"]) for of, found in volumes.items()},
         )
         yield _family(
-            CounterMetricFamily,
-            "fenced_events",
-            "Events of an epoch that another one had taken over from",
-            {of: found["fenced_events"] for of, found in volumes.items()},
+            GaugeMetricFamily,
+            "latest_timestamp_seconds",
+            "When the newest point that can be opened was captured, since the Unix epoch",
+            {of: _seconds(found["latest_captured_at"]) for of, found in volumes.items()},
         )
+        for name, text in COUNTERS.items():
+            yield _family(CounterMetricFamily, name, text, {of: found[name] for of, found in volumes.items()})
+
+
+def _seconds(microseconds: int | None) -> float | None:
+    return None if microseconds is None else microseconds / 1e6
 
 
 def _family(

@@ -15,23 +15,27 @@ from typing import Any
 
 import faust
 from aiohttp import web
-from faust.serializers import codecs
 
+from rephub.consumers.faust_parts import CODEC, options
 from rephub.consumers.hub import metrics
 from rephub.consumers.hub.fleet import serve_requests
+from rephub.consumers.hub.guard import Guard, web_token
+from rephub.consumers.hub.live import Live
 from rephub.consumers.hub.liveness import Liveness
 from rephub.consumers.hub.provider import provider_of
 from rephub.consumers.hub.runtime import Hub, now_us
-from rephub.core.codec import decode_control, encode_control
+from rephub.consumers.hub.web import Web
 from rephub.core.config import Settings, load_settings
 from rephub.core.control.kafka import KafkaControlLog
-from rephub.core.errors import IntegrityError, RephubError
+from rephub.core.errors import RephubError
 from rephub.core.http import StatusServer, document_response
 from rephub.core.journal.kafka import KafkaJournalStore
 from rephub.core.names import COMMANDS_TOPIC, EVENTS_TOPIC
+from rephub.core.samples import ProcessMeter, SamplePublisher
 from rephub.infra.files import private_dir
 from rephub.infra.kafka import reach
 from rephub.infra.kafka.topics import JOURNAL_CONFIG, create_topics, replication
+from rephub.projections.catalogue import Catalogue
 from rephub.schemas import commands as cmd
 
 APP_ID = "rephub-hub"
@@ -40,31 +44,7 @@ APP_ID = "rephub-hub"
 REFRESH_SECONDS = 0.5
 """How long a page waits for the log's head; `rephub status` waits 1.5 s for the page."""
 
-SESSION_SECONDS = 10.0
-REBALANCE_SECONDS = 10.0
-"""Longest waits of Kafka for a member that is gone. They hardly ever come: all hubs join as the same static member
-(KIP-345), so that a new one takes the partitions over at once and the old one is refused."""
-
-CODEC = "rephub-control"
-
 log = logging.getLogger(__name__)
-
-
-class ControlCodec(codecs.Codec):
-    """Our Avro for Faust; what cannot be decoded becomes None, which the agents skip (a newer version wrote it)."""
-
-    def _loads(self, s: bytes) -> Any:
-        try:
-            return decode_control(bytes(s))
-        except IntegrityError as error:
-            log.warning("record skipped", extra={"reason": error.message})
-            return None
-
-    def _dumps(self, s: Any) -> bytes:
-        return encode_control(s)
-
-
-codecs.register(CODEC, ControlCodec())
 
 
 class HubApp(faust.App):
@@ -75,6 +55,8 @@ class HubApp(faust.App):
     settings: Settings
     hub: Hub | None = None
     server: StatusServer
+    live: Live
+    samples: SamplePublisher
     in_charge: bool = False
 
     async def on_first_start(self) -> None:
@@ -102,6 +84,8 @@ class HubApp(faust.App):
         self.add_future(self._ending_hub(self.hub.react_for_ever()))
         self.add_future(self._ending_hub(liveness.watch(self.hub.catalogue)))
         self.add_future(self._ending_hub(serve_requests(self.hub, provider_of(self.settings))))
+        self.add_future(self.live.run())
+        self.add_future(self.samples.run())
         if self.in_worker:
             self.add_future(self._crash_with(self.hub))
 
@@ -112,6 +96,12 @@ class HubApp(faust.App):
             await self.hub.close()
             await self.journals.close()
         await self.server.stop()
+
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Set to the error that ends the hub; only after it has started."""
+        assert self.hub is not None
+        return self.hub.failed
 
     async def _ending_hub(self, work: Coroutine[Any, Any, None]) -> None:
         """Work for ever; what goes wrong ends the hub."""
@@ -144,6 +134,10 @@ class HubApp(faust.App):
         }
         return document | (self.hub.status() if self.hub else {})
 
+    def catalogue(self) -> Catalogue:
+        """What the hub has folded; nothing before it has begun."""
+        return self.hub.catalogue if self.hub else Catalogue()
+
     async def serve_catalogue(self, _request: web.Request) -> web.Response:
         """`/api/catalogue`: all that the hub knows, up to the log's head if that answers."""
         if self.hub is None:
@@ -155,26 +149,29 @@ class HubApp(faust.App):
 def build(settings: Settings) -> HubApp:
     """The application for these settings; nothing is started or touched yet."""
     private_dir(settings.hub_dir)
-    app = HubApp(
-        APP_ID,
-        broker=[f"kafka://{address}" for address in settings.kafka.bootstrap.split(",")],
-        datadir=str(settings.hub_dir / "faust"),
-        store="memory://",
-        consumer_group_instance_id=APP_ID,
-        broker_session_timeout=SESSION_SECONDS,
-        broker_rebalance_timeout=REBALANCE_SECONDS,
-        broker_heartbeat_interval=SESSION_SECONDS / 5,
-        broker_commit_interval=1.0,
-        stream_ack_exceptions=False,
-        topic_allow_declare=False,
-        topic_disable_leader=True,
-        web_enabled=False,
-        autodiscover=False,
-    )
+    app = HubApp(APP_ID, **options(settings, APP_ID, settings.hub_dir))
     app.settings = settings
-    routes = {"/api/catalogue": app.serve_catalogue}
+    app.live = Live(settings.kafka.bootstrap, app.catalogue)
+    meter = ProcessMeter("hub", settings.hub.id, settings.state_dir)
+    app.samples = SamplePublisher(
+        settings,
+        lambda at, interval_us: [meter.take(at, interval_us, app.samples.dropped)],
+        meter.keep,
+    )
+    guard = Guard(web_token(settings.state_dir), (settings.hub.host, *settings.hub.names))
+    routes = {
+        "/api/catalogue": app.serve_catalogue,
+        "/api/live": guard.reads(app.live.serve_live),
+        "/api/stream": guard.reads(app.live.serve_stream),
+    }
+    page = Web(settings.kafka.bootstrap, settings.hub.id, app.catalogue, lambda: app.ready, guard)
     app.server = StatusServer(
-        settings.hub.host, settings.hub.port, app.status, routes, registry=metrics.registry(app)
+        settings.hub.host,
+        settings.hub.port,
+        app.status,
+        routes,
+        further=page.routes(),
+        registry=metrics.registry(app),
     )
     _add_agents(app)
     return app

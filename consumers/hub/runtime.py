@@ -370,8 +370,3 @@ class Hub:
             "ignored_events": self.catalogue.ignored_events,
             "undecodable_records": self._control.undecodable,
         }
-
-
-def describe(error: BaseException) -> str:
-    """One line about why the hub ended."""
-    return error.message if isinstance(error, RephubError) else f"{type(error).__name__}: {error}"

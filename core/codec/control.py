@@ -1,4 +1,4 @@
-"""Commands and events as bytes. No crc of their own: they carry no guest data, and Kafka has one."""
+"""Commands, events, samples and alerts as bytes. No crc of their own: they carry no guest data, and Kafka has one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import fastavro
 
 from rephub.core.codec.registry import PREFIX_BYTES, REGISTRY, Entry, Registry
 from rephub.core.errors import IntegrityError
-from rephub.schemas import commands, events
+from rephub.schemas import alerts, commands, events, stats
 
-ControlRecord = commands.Record | events.Record
+ControlRecord = commands.Record | events.Record | stats.Record | alerts.Record
+"""Of any topic but a journal."""
 
 DECODE_ERRORS = (ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 """What fastavro lets out when a datum is not of its schema (UnicodeDecodeError is a ValueError)."""
@@ -31,14 +32,14 @@ def encode_control(record: ControlRecord, registry: Registry = REGISTRY) -> byte
 
 
 def decode_control(value: bytes, registry: Registry = REGISTRY) -> ControlRecord:
-    """The typed command or event.
+    """The typed command, event, sample or alert.
 
     Raises:
         IntegrityError: field `reason` is `marker`, `schema`, `kind`, `malformed`, `truncated` or `trailing`.
     """
     entry = registry.by_value(value)
     if entry.kind == "journal":
-        raise IntegrityError(f"a {entry.name} is no command and no event", reason="kind", type=entry.name)
+        raise IntegrityError(f"a {entry.name} belongs in a journal", reason="kind", type=entry.name)
     record: ControlRecord = read_datum(entry, value, PREFIX_BYTES)
     return record
 

@@ -21,13 +21,15 @@ import fastavro.schema
 from crc32c import crc32c
 
 from rephub.core.errors import IntegrityError
-from rephub.schemas import commands, events, journal
+from rephub.schemas import alerts, commands, events, journal, stats
 
 MARKER = b"\xc3\x01"
 PREFIX_BYTES = 10
 """Marker and fingerprint."""
 
-KINDS: dict[str, ModuleType] = {"journal": journal, "commands": commands, "events": events}
+KINDS: dict[str, ModuleType] = {
+    "journal": journal, "commands": commands, "events": events, "stats": stats, "alerts": alerts,
+}  # fmt: skip
 
 Schema = dict[str, Any]
 Convert = Callable[[Any], Any]

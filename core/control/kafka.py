@@ -64,14 +64,14 @@ class KafkaControlLog:
         """See `ControlLog.append`. Concurrent calls are written one after the other."""
         return await self.append_raw(topic, encode_control(record))
 
-    async def append_raw(self, topic: str, value: bytes) -> int:
-        """Append bytes as they are."""
+    async def append_raw(self, topic: str, *values: bytes) -> int:
+        """Append bytes as they are, as one batch; returns the offset of the first."""
         async with self._appending.setdefault(topic, asyncio.Lock()):
             producer = self._producers.get(topic)
             if producer is None:
                 producer = await self._new_producer(topic)
             try:
-                return await producer.append([value])
+                return await producer.append(values)
             except BaseException:
                 # A later append must not be held up by what became of this one.
                 self._producers.pop(topic, None)
@@ -81,6 +81,10 @@ class KafkaControlLog:
     async def next_offset(self, topic: str) -> int:
         """See `ControlLog.next_offset`."""
         return await self._reader(topic).next_offset()
+
+    async def offset_at(self, topic: str, at: int) -> int:
+        """See `PartitionReader.offset_at`."""
+        return await self._reader(topic).offset_at(at)
 
     async def read(self, topic: str, first_offset: int, next_offset: int) -> list[Entry]:
         """See `ControlLog.read`."""

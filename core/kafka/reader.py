@@ -94,6 +94,14 @@ class PartitionReader:
         """The high watermark. Raises UnavailableError or NotFoundError."""
         return await self._offset(LATEST)
 
+    async def offset_at(self, at: int) -> int:
+        """The first record that Kafka took at or after a time, microseconds since the Unix epoch; none: the head.
+
+        Raises UnavailableError or NotFoundError.
+        """
+        found = await self._offset(max(0, at // 1000))
+        return found if found >= 0 else await self.next_offset()
+
     async def fetch(self, offset: int, bytes_max: int) -> StoredRecords:
         """The record at the offset and those that came along.
 

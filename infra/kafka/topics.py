@@ -17,7 +17,16 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
 from rephub.core.errors import ConflictError, UnavailableError
-from rephub.core.names import COMMANDS_TOPIC, EVENTS_TOPIC, JOURNAL_PREFIX, journal_topic
+from rephub.core.names import (
+    ALERTS_TOPIC,
+    COMMANDS_TOPIC,
+    EVENTS_TOPIC,
+    JOURNAL_PREFIX,
+    MONITOR_APP,
+    MONITOR_TABLES,
+    STATS_TOPIC,
+    journal_topic,
+)
 from rephub.infra.kafka import reach
 
 SEGMENT_BYTES = 128 << 20
@@ -29,6 +38,10 @@ MESSAGE_BYTES_MAX = 4 << 20
 REPLICAS = 3
 MIN_IN_SYNC = 2
 """Where there are REPLICAS brokers; else 1 and 1."""
+
+STATS_SECONDS = 24 * 3600
+STATS_BYTES = 1 << 30
+"""Samples are kept for a day, or less if there are more: some 200 bytes a second for each volume and daemon."""
 
 CREATE_SECONDS_MAX = 20.0
 
@@ -54,8 +67,30 @@ class TopicSpec:
 CONTROL_TOPICS = (
     TopicSpec(COMMANDS_TOPIC, {**_KEPT, "message.timestamp.type": "LogAppendTime"}),
     TopicSpec(EVENTS_TOPIC, {**_KEPT, "message.timestamp.type": "LogAppendTime"}),
+    TopicSpec(ALERTS_TOPIC, {**_KEPT, "message.timestamp.type": "LogAppendTime"}),
+    TopicSpec(
+        STATS_TOPIC,
+        {
+            **_KEPT,
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": str(STATS_SECONDS * 1000),
+            "retention.bytes": str(STATS_BYTES),
+            "segment.bytes": str(STATS_BYTES // 16),
+        },
+    ),
 )
-"""Kept for ever: the catalogue is the fold of all events."""
+"""All but samples are kept for ever: the catalogue is the fold of all events, what is raised that of all alerts."""
+
+TABLE_CONFIG = {
+    "cleanup.policy": "compact",
+    "segment.bytes": str(16 << 20),
+    "max.message.bytes": str(MESSAGE_BYTES_MAX),
+}
+"""Of the changelog of a Faust table."""
+
+MONITOR_TOPICS = tuple(
+    TopicSpec(f"{MONITOR_APP}-{table}-changelog", dict(TABLE_CONFIG)) for table in MONITOR_TABLES
+)
 
 JOURNAL_CONFIG = {
     **_KEPT,
@@ -166,7 +201,7 @@ def _wanted(topic: str) -> dict[str, str] | None:
     """Properties that a topic should have; None for a topic that is not ours."""
     if topic.startswith(JOURNAL_PREFIX):
         return JOURNAL_CONFIG
-    return next((spec.config for spec in CONTROL_TOPICS if spec.name == topic), None)
+    return next((spec.config for spec in (*CONTROL_TOPICS, *MONITOR_TOPICS) if spec.name == topic), None)
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -147,6 +147,9 @@ async def test_throttle_holds_the_guest_to_the_pace_of_a_slow_broker(
     # Twice: what is captured, and its copy in the batch, the socket and the allocator's reserve.
     assert peak.bytes < 2 * BUFFER, peak.bytes
     await rig.until("all is acked", lambda: rig.volume_status(volume)["lag_bytes"] == 0)
+    throttled = rig.volume_status(volume)["throttled"]
+    assert 0 < throttled["writes"] <= held["total_ios"] + free["total_ios"]
+    assert 0 < throttled["seconds"] <= throttled["writes"] * LIMIT_MS / 1000
     offset = (await rig.checkpoint(fresh("c"), volume))[volume]
     image, state = await rig.replay(volume, SIZE, offset)
     assert state.gap_first_offset is None
@@ -168,6 +171,9 @@ async def test_gap_never_slows_the_guest_and_does_not_flap(
     # At 0.2 s between attempts there were more than ten.
     assert len(lost) <= 4, [event.reason for event in lost]
     await rig.until("protected", lambda: rig.state(volume) == "protected", 60)
+    status = rig.volume_status(volume)
+    assert status["throttled"] == {"writes": 0, "seconds": 0.0}
+    assert 1 <= status["gaps"] <= len(rig.of(ev.CaptureLost, volume)), "lost again within a gap is one gap"
     offset = (await rig.checkpoint(fresh("c"), volume))[volume]
     image, _state = await rig.replay(volume, SIZE, offset)
     assert image == qsd.files[0].read_bytes()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rephub.cli.points import Point, absolute, check_target, parse_point, resolved
+from rephub.cli.points import Point, absolute, check_target, parse_point
 from rephub.core.errors import UsageError
+from rephub.projections.points import resolved
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from control_world import World
-from rephub.cli.fetch import fetch, fetch_or_raise
 from rephub.cli.main import run
 from rephub.cli.view import status_document
 from rephub.consumers.hub import snapshot
 from rephub.core.errors import NotFoundError, PointNotAvailableError, UnavailableError
+from rephub.core.fetch import fetch, fetch_or_raise
 from rephub.core.http import StatusServer
 
 DEAD = "http://127.0.0.1:9"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert settings.agent.buffer_bytes == 256 << 20
     assert settings.diskbox.capacity == 27
     assert (settings.agent.port, settings.agent.host) == (0, "127.0.0.1")
+
+
+def test_the_page_lists_them_all() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs/operations.md").read_text()
+    section = text.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    listed = {
+        key
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
+    keys = {origin.key for origin in load_with_origins()[1]}
+    for name in ("host", "port"):  # of every daemon
+        assert f"….{name}" in listed
+        listed.remove(f"….{name}")
+        keys = {key for key in keys if key.partition(".")[2] != name}
+    assert listed == keys
 
 
 def test_argument_beats_environment_beats_file_beats_default(

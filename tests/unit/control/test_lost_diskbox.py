@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from control_world import SECOND, World, attached, node, replay
-from rephub.cli.timeline import lost_before
+from rephub.consumers.timelines import lost_before
 from rephub.core.errors import ConflictError, NotFoundError, UnavailableError, from_json
 from rephub.projections.decisions import pending
 from rephub.schemas import commands as cmd

@@ -13,6 +13,7 @@ from recovery_servers import qemu_nbd
 from rephub.consumers.diskbox.applier import CRASH_POINTS
 from rephub.consumers.diskbox.position import load_position
 from rephub.consumers.diskbox.view import View
+from rephub.core.codec import decode_journal
 from rephub.core.errors import IntegrityError, PointNotAvailableError, RequestError, StorageError
 from rephub.projections.points import resolve
 from rephub.projections.window import History
@@ -132,6 +133,9 @@ async def test_a_pin_holds_the_floor(tmp_path) -> None:
     projector.unpin("fot:x")
     await site.settle()
     assert projector.floor_offset == model.last
+    assert projector.applier.applied_events == model.last + 1
+    payloads = [getattr(decode_journal(value), "data", b"") for value in model.values]
+    assert projector.applier.applied_bytes == sum(map(len, payloads)) > 0
     await site.kill()
 
 

@@ -307,7 +307,9 @@ async def test_a_restart_finds_what_was_kept(short_dir) -> None:
         await client.write(5000, b"mine")
         await client.close()
         await overrun(site, model)
-        await site.until(lambda _: site.status("v")["applied_offset"] > offset, "applied beyond the test")
+        await site.until(
+            lambda _: (site.status("v")["applied_offset"] or 0) > offset, "applied beyond the test"
+        )
         image = bytearray(model.image_at(offset))
         image[5000:5004] = b"mine"
         for _ in range(3):
@@ -331,7 +333,9 @@ async def test_without_what_was_kept_a_test_is_over_and_says_why(short_dir) -> N
         await site.fot("f", ["v"], "latest", "")
         offset = model.last
         await overrun(site, model)
-        await site.until(lambda _: site.status("v")["applied_offset"] > offset, "applied beyond the test")
+        await site.until(
+            lambda _: (site.status("v")["applied_offset"] or 0) > offset, "applied beyond the test"
+        )
         await site.stop()
         (upto,) = (short_dir / "diskbox/box/fots").rglob("*.upto")
         upto.write_text("{}")

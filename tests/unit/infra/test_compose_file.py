@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,13 +24,13 @@ def test_every_port_is_published_on_loopback_only() -> None:
 
 
 def test_data_are_in_named_volumes() -> None:
-    for name in ("kafka", "redis", "hub", "agent", "diskbox"):
+    for name in ("kafka", "redis", "hub", "agent", "diskbox", "prometheus", "grafana"):
         volume = SERVICES[name]["volumes"][0].partition(":")[0]
         assert volume in DOCUMENT["volumes"], name
 
 
 def test_all_that_runs_on_has_a_health_check_and_comes_back() -> None:
-    for name in ("kafka", "redis", "hub", "agent", "diskbox"):
+    for name in ("kafka", "redis", "hub", "agent", "diskbox", "prometheus", "grafana"):
         assert SERVICES[name]["healthcheck"]["test"], name
         assert SERVICES[name]["restart"] == "unless-stopped", name
 
@@ -62,6 +63,27 @@ def test_daemons_are_behind_a_profile_and_built_from_our_dockerfile() -> None:
         ).resolve()
 
 
+def test_what_watches_is_behind_a_profile_and_uses_our_files() -> None:
+    for name in ("prometheus", "grafana"):
+        service = SERVICES[name]
+        assert service["profiles"] == ["monitoring"]
+        assert service["image"].rpartition(":")[2] not in ("", "latest"), (
+            "a version, so that it stays what it is"
+        )
+        for volume in service["volumes"][1:]:
+            source, target, mode = volume.split(":")
+            assert (FILE.parent / source).exists(), source
+            assert mode == "ro", target
+    targets = json.loads((FILE.parent / "../prometheus/compose-targets.json").read_text())
+    for target in targets:
+        (address,) = target["targets"]
+        name, _, port = address.partition(":")
+        assert SERVICES[name]["environment"][f"REPHUB_{name.upper()}__PORT"] == port
+        assert target["labels"]["kind"] == name
+    source = yaml.safe_load((FILE.parent / "../grafana/provisioning/datasources/prometheus.yaml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+
+
 def test_docker_itself_accepts_it() -> None:
     if (
         not shutil.which("docker")
@@ -69,7 +91,7 @@ def test_docker_itself_accepts_it() -> None:
     ):
         pytest.skip("docker compose does not work here; the tests above read the file themselves")
     done = subprocess.run(
-        ["docker", "compose", "--file", str(FILE), "--profile", "daemons", "config", "--quiet"],
+        ["docker", "compose", "--file", str(FILE), "--profile", "*", "config", "--quiet"],
         capture_output=True,
         check=False,
         text=True,

@@ -97,14 +97,14 @@ def bench(tmp_path: Path) -> Bench:
 async def test_parts_stop_in_order_whatever_order_they_started_in(bench: Bench) -> None:
     bench.start(
         [bench.part("broker"), bench.part("redis")],
-        [bench.part("hub"), bench.part("agent"), bench.part("diskbox")],
+        [bench.part("hub"), bench.part("agent"), bench.part("diskbox"), bench.part("monitor")],
     )
     await asyncio.wait_for(bench.ready.wait(), 20)
     pids = bench.supervisor.pids()
     assert pids["supervisor"] == os.getpid()
     assert all(start_time(pid or 0) for pid in pids.values())
     await bench.end()
-    assert bench.order.read_text().split() == ["agent", "diskbox", "hub", "redis", "broker"]
+    assert bench.order.read_text().split() == ["monitor", "agent", "diskbox", "hub", "redis", "broker"]
     assert not any(start_time(pid or 0) for kind, pid in pids.items() if kind != "supervisor")
 
 

@@ -1,0 +1,65 @@
+"""What our Faust applications have in common: the codec of our topics, and options that let one take over from another."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from faust.serializers import codecs
+
+from rephub.core.codec import decode_control, encode_control
+from rephub.core.config import Settings
+from rephub.core.errors import IntegrityError
+
+CODEC = "rephub-control"
+
+SESSION_SECONDS = 10.0
+REBALANCE_SECONDS = 10.0
+"""Longest waits of Kafka for a member that is gone. They hardly ever come: all processes of an application join as the same
+static member (KIP-345), so that a new one takes the partitions over at once and the old one is refused."""
+
+log = logging.getLogger(__name__)
+
+
+class ControlCodec(codecs.Codec):
+    """Our Avro for Faust; what cannot be decoded becomes None, which the agents skip (a newer version wrote it)."""
+
+    def _loads(self, s: bytes) -> Any:
+        try:
+            return decode_control(bytes(s))
+        except IntegrityError as error:
+            log.warning("record skipped", extra={"reason": error.message})
+            return None
+
+    def _dumps(self, s: Any) -> bytes:
+        return encode_control(s)
+
+
+codecs.register(CODEC, ControlCodec())
+
+
+def options(settings: Settings, app_id: str, directory: Path) -> dict[str, Any]:
+    """Arguments of `faust.App`.
+
+    Args:
+        settings: say where Kafka is.
+        app_id: also the consumer group: one process at a time works for a Kafka.
+        directory: of the daemon.
+    """
+    return {
+        "broker": [f"kafka://{address}" for address in settings.kafka.bootstrap.split(",")],
+        "datadir": str(directory / "faust"),
+        "store": "memory://",
+        "consumer_group_instance_id": app_id,
+        "broker_session_timeout": SESSION_SECONDS,
+        "broker_rebalance_timeout": REBALANCE_SECONDS,
+        "broker_heartbeat_interval": SESSION_SECONDS / 5,
+        "broker_commit_interval": 1.0,
+        "stream_ack_exceptions": False,
+        "topic_partitions": 1,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "web_enabled": False,
+        "autodiscover": False,
+    }

@@ -1,0 +1,1 @@
+"""Watches the streams: windows, alert rules, sinks."""

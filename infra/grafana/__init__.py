@@ -1,0 +1,1 @@
+"""Grafana: the dashboard, how it is made, and its provisioning."""
