@@ -159,7 +159,7 @@ class Rules:
         """By volume: (stream time, at, acked offset)."""
         self._suspicions: dict[str, Suspicion] = {}
         self._begun = 0
-        self._second = 0
+        self._second = self._stored_second = 0
 
     def note(self, offset: int, stream_at: int, sample: object) -> list[Transition]:
         """Take a sample.
@@ -207,12 +207,16 @@ class Rules:
         if sample.acked_offset >= 0 and (not marks or stream_at - marks[-1][0] >= MARK_SECONDS * SECOND_US):
             marks.append((stream_at, sample.at, sample.acked_offset))
 
-    def to_store(self, stream_at: int, *, everything: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Subjects to be stored now: changed timers at once, what detectors learnt every KEEP_SECONDS."""
+    def to_store(self, stream_at: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Subjects to be stored now: changed timers at once, what detectors learnt every KEEP_SECONDS.
+
+        Nothing but once for each second of the stream, after the look that changes timers.
+        """
+        if self._second <= self._stored_second:
+            return
+        self._stored_second = self._second
         for name, subject in self._subjects.items():
-            if subject.changed_at and (
-                everything or stream_at - subject.changed_at >= KEEP_SECONDS * SECOND_US
-            ):
+            if subject.changed_at and stream_at - subject.changed_at >= KEEP_SECONDS * SECOND_US:
                 subject.changed_at = 0
                 yield name, subject.to_document()
 
