@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from rephub.agent.delays import BOUNDS_SECONDS
+from rephub.core.metrics import by_volume
 
 FIGURES = {
     "attached": "1 while guest writes are captured",
@@ -60,34 +61,28 @@ class AgentCollector(Collector):
         )
         yield GaugeMetricFamily("rephub_agent_workers", "Data path processes", len(document["workers"]))
         for name, text in FIGURES.items():
-            yield _family(GaugeMetricFamily, name, text, {of: found[name] for of, found in volumes.items()})
-        yield _family(
+            yield by_volume(
+                GaugeMetricFamily,
+                f"rephub_agent_{name}",
+                text,
+                {of: found[name] for of, found in volumes.items()},
+            )
+        yield by_volume(
             GaugeMetricFamily,
-            "in_gap",
+            "rephub_agent_in_gap",
             "1 from the loss of capture until sync is complete again",
             {of: found["gap_since_at"] is not None for of, found in volumes.items()},
         )
-        yield _family(
+        yield by_volume(
             CounterMetricFamily,
-            "gaps",
+            "rephub_agent_gaps",
             "Gaps that opened since the start of the agent",
             {of: found["gaps"] for of, found in volumes.items()},
         )
         for name, (part, field, text) in COUNTERS.items():
             values = {of: (found.get(part) or {}).get(field) for of, found in volumes.items()}
-            yield _family(CounterMetricFamily, name, text, values)
+            yield by_volume(CounterMetricFamily, f"rephub_agent_{name}", text, values)
         yield _ack_delays(volumes)
-
-
-def _family(
-    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, values: Mapping[str, Any]
-) -> Metric:
-    """A family with a sample for each volume that has a value."""
-    family = kind(f"rephub_agent_{name}", text, labels=["volume"])
-    for volume, value in values.items():
-        if value is not None:
-            family.add_metric([volume], float(value))
-    return family
 
 
 def _ack_delays(volumes: Mapping[str, Mapping[str, Any]]) -> Metric:

@@ -1,16 +1,21 @@
-"""What our Faust applications have in common: the codec of our topics, and options that let one take over from another."""
+"""What our Faust applications have in common: the codec of our topics, what ends them, options that let one take over from another."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import faust
 from faust.serializers import codecs
 
 from rephub.core.codec import decode_control, encode_control
 from rephub.core.config import Settings
-from rephub.core.errors import IntegrityError
+from rephub.core.errors import IntegrityError, RephubError
+from rephub.core.http import StatusServer
+from rephub.core.samples import SamplePublisher
 
 CODEC = "rephub-control"
 
@@ -37,6 +42,55 @@ class ControlCodec(codecs.Codec):
 
 
 codecs.register(CODEC, ControlCodec())
+
+
+class Failing(Protocol):
+    """What an application is about: the hub, the monitor."""
+
+    failed: asyncio.Future[None]
+    """Set to the error that ends it."""
+
+    def fail(self, error: BaseException) -> None:
+        """End it; the first reason counts."""
+
+
+class DaemonApp(faust.App):
+    """A `faust.App` that one thing ends: the error of what it is about.
+
+    Its `on_first_start` sets `failing` and then adds what runs beside the streams by `add_ending`.
+    """
+
+    settings: Settings
+    server: StatusServer
+    samples: SamplePublisher
+    failing: Failing | None = None
+
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Set to the error that ends it; only after it has started."""
+        assert self.failing is not None
+        return self.failing.failed
+
+    def add_ending(self, *works: Coroutine[Any, Any, None]) -> None:
+        """Run beside the streams for ever; what goes wrong in one ends the daemon."""
+        for work in works:
+            self.add_future(self._ending(work))
+        if self.in_worker:
+            self.add_future(self._crash_with_it())
+
+    async def _ending(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self.failing is not None
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the daemon, with its reason
+            self.failing.fail(error)
+
+    async def _crash_with_it(self) -> None:
+        """Under Faust's own command nobody else waits for what ends it; `faust_main.py` does under ours."""
+        try:
+            await asyncio.shield(self.failed)
+        except RephubError as error:
+            await self.crash(error)
 
 
 def options(settings: Settings, app_id: str, directory: Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -56,6 +57,17 @@ class DaemonCollector(Collector):
             "Samples that Kafka did not take in time, since the start",
             self._samples.dropped,
         )
+
+
+def by_volume(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, values: Mapping[str, Any]
+) -> Metric:
+    """A family with a sample for each volume that has a value; label `volume`."""
+    family = kind(name, text, labels=["volume"])
+    for volume, value in values.items():
+        if value is not None:
+            family.add_metric([volume], float(value))
+    return family
 
 
 def registry_with(*collectors: Collector) -> CollectorRegistry:

@@ -60,15 +60,16 @@ class SamplePublisher:
             while True:
                 await asyncio.sleep(self._period - time.time() % self._period)
                 now = time.monotonic()
+                samples: Sequence[stats.Record] = ()
                 try:
                     samples = self._take(time.time_ns() // 1000, int((now - last) * 1e6))
-                    if not samples:
-                        continue
-                    await self._log.append_raw(STATS_TOPIC, *map(encode_control, samples))
-                except RephubError as error:
+                    if samples:
+                        await self._log.append_raw(STATS_TOPIC, *map(encode_control, samples))
+                except Exception as error:  # noqa: BLE001 - a mistake here must not cost more than samples
                     self.dropped += len(samples)
                     if not away:
-                        log.warning("samples are dropped", extra={"reason": error.message})
+                        reason = error.message if isinstance(error, RephubError) else repr(error)
+                        log.warning("samples are dropped", extra={"reason": reason})
                     away = True
                     continue
                 self.published += len(samples)
@@ -124,3 +125,18 @@ class ProcessMeter:
     def keep(self) -> None:
         """What was taken last was published."""
         self._kept = self._seen
+
+
+def process_samples(settings: Settings, kind: str, name: str) -> SamplePublisher:
+    """Publishes the figures of a daemon that has no others.
+
+    Args:
+        settings: where Kafka and the state directory are.
+        kind: hub, monitor.
+        name: its id.
+    """
+    meter = ProcessMeter(kind, name, settings.state_dir)
+    publisher = SamplePublisher(
+        settings, lambda at, interval_us: [meter.take(at, interval_us, publisher.dropped)], meter.keep
+    )
+    return publisher

@@ -25,8 +25,8 @@ CLEAR_SHARE = 0.8
 """Of the threshold: a condition that is open ends below it."""
 
 MARK_SECONDS = 5
-MARKS_MAX = 720
-"""Of a volume: the newest acked offset every so often, for an hour."""
+MARKS_MAX = 180
+"""Of a volume: the newest acked offset every so often, for a quarter of an hour. A monitor reads as much of the samples at its start."""
 
 KEEP_SECONDS = 10
 """What a detector has learnt is stored so often: a monitor that is killed forgets no more than that."""

@@ -8,6 +8,8 @@ from typing import Any
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rephub.core.metrics import by_volume
+
 GAUGES = {
     "head_offset": "Newest journal offset that was read",
     "applied_offset": "Newest journal offset in the recovery volume",
@@ -50,37 +52,39 @@ class DiskboxCollector(Collector):
             "rephub_diskbox_views", "Volumes of fail-over tests that are open", len(document["fots"])
         )
         for name, text in GAUGES.items():
-            yield _family(GaugeMetricFamily, name, text, {of: found[name] for of, found in volumes.items()})
-        for name, text in FLAGS.items():
-            yield _family(
-                GaugeMetricFamily, name, text, {of: bool(found[name]) for of, found in volumes.items()}
+            yield by_volume(
+                GaugeMetricFamily,
+                f"rephub_diskbox_{name}",
+                text,
+                {of: found[name] for of, found in volumes.items()},
             )
-        yield _family(
+        for name, text in FLAGS.items():
+            yield by_volume(
+                GaugeMetricFamily,
+                f"rephub_diskbox_{name}",
+                text,
+                {of: bool(found[name]) for of, found in volumes.items()},
+            )
+        yield by_volume(
             GaugeMetricFamily,
-            "pins",
+            "rephub_diskbox_pins",
             "Views and moves that hold the history",
             {of: len(found["pins"]) for of, found in volumes.items()},
         )
-        yield _family(
+        yield by_volume(
             GaugeMetricFamily,
-            "latest_timestamp_seconds",
+            "rephub_diskbox_latest_timestamp_seconds",
             "When the newest point that can be opened was captured, since the Unix epoch",
             {of: _seconds(found["latest_captured_at"]) for of, found in volumes.items()},
         )
         for name, text in COUNTERS.items():
-            yield _family(CounterMetricFamily, name, text, {of: found[name] for of, found in volumes.items()})
+            yield by_volume(
+                CounterMetricFamily,
+                f"rephub_diskbox_{name}",
+                text,
+                {of: found[name] for of, found in volumes.items()},
+            )
 
 
 def _seconds(microseconds: int | None) -> float | None:
     return None if microseconds is None else microseconds / 1e6
-
-
-def _family(
-    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, values: Mapping[str, Any]
-) -> Metric:
-    """A family with a sample for each volume that has a value."""
-    family = kind(f"rephub_diskbox_{name}", text, labels=["volume"])
-    for volume, value in values.items():
-        if value is not None:
-            family.add_metric([volume], float(value))
-    return family

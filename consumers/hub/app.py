@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
-import faust
 from aiohttp import web
 
-from rephub.consumers.faust_parts import CODEC, options
+from rephub.consumers.faust_parts import CODEC, DaemonApp, options
 from rephub.consumers.hub import metrics
 from rephub.consumers.hub.fleet import serve_requests
 from rephub.consumers.hub.guard import Guard, web_token
@@ -27,11 +26,10 @@ from rephub.consumers.hub.runtime import Hub, now_us
 from rephub.consumers.hub.web import Web
 from rephub.core.config import Settings, load_settings
 from rephub.core.control.kafka import KafkaControlLog
-from rephub.core.errors import RephubError
 from rephub.core.http import StatusServer, document_response
 from rephub.core.journal.kafka import KafkaJournalStore
 from rephub.core.names import COMMANDS_TOPIC, EVENTS_TOPIC
-from rephub.core.samples import ProcessMeter, SamplePublisher
+from rephub.core.samples import process_samples
 from rephub.infra.files import private_dir
 from rephub.infra.kafka import reach
 from rephub.infra.kafka.topics import JOURNAL_CONFIG, create_topics, replication
@@ -47,16 +45,13 @@ REFRESH_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-class HubApp(faust.App):
+class HubApp(DaemonApp):
     """The application: its start makes the topics, folds the log and takes over before Faust consumes."""
 
     logger = logging.getLogger("faust.hub")
     """Where Faust reports its own steps; not ours, see `main.py`."""
-    settings: Settings
     hub: Hub | None = None
-    server: StatusServer
     live: Live
-    samples: SamplePublisher
     in_charge: bool = False
 
     async def on_first_start(self) -> None:
@@ -79,15 +74,16 @@ class HubApp(faust.App):
             gone=liveness.gone,
             lost_seconds=self.settings.hub.diskbox_lost_seconds,
         )
+        self.failing = self.hub
         await self.hub.start()
         self.in_charge = True
-        self.add_future(self._ending_hub(self.hub.react_for_ever()))
-        self.add_future(self._ending_hub(liveness.watch(self.hub.catalogue)))
-        self.add_future(self._ending_hub(serve_requests(self.hub, provider_of(self.settings))))
-        self.add_future(self.live.run())
-        self.add_future(self.samples.run())
-        if self.in_worker:
-            self.add_future(self._crash_with(self.hub))
+        self.add_ending(
+            self.hub.react_for_ever(),
+            liveness.watch(self.hub.catalogue),
+            serve_requests(self.hub, provider_of(self.settings)),
+            self.live.run(),
+            self.samples.run(),
+        )
 
     async def on_stop(self) -> None:
         """Stop consuming first, then write the snapshot and let go."""
@@ -96,27 +92,6 @@ class HubApp(faust.App):
             await self.hub.close()
             await self.journals.close()
         await self.server.stop()
-
-    @property
-    def failed(self) -> asyncio.Future[None]:
-        """Set to the error that ends the hub; only after it has started."""
-        assert self.hub is not None
-        return self.hub.failed
-
-    async def _ending_hub(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work for ever; what goes wrong ends the hub."""
-        assert self.hub is not None
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - whatever it is ends the hub, with its reason
-            self.hub.fail(error)
-
-    async def _crash_with(self, hub: Hub) -> None:
-        """Under Faust's own command nobody else waits for what ends the hub; `main.py` does under ours."""
-        try:
-            await asyncio.shield(hub.failed)
-        except RephubError as error:
-            await self.crash(error)
 
     @property
     def ready(self) -> bool:
@@ -147,17 +122,12 @@ class HubApp(faust.App):
 
 
 def build(settings: Settings) -> HubApp:
-    """The application for these settings; nothing is started or touched yet."""
+    """The application for these settings, with its directory and token; nothing is started yet."""
     private_dir(settings.hub_dir)
     app = HubApp(APP_ID, **options(settings, APP_ID, settings.hub_dir))
     app.settings = settings
     app.live = Live(settings.kafka.bootstrap, app.catalogue)
-    meter = ProcessMeter("hub", settings.hub.id, settings.state_dir)
-    app.samples = SamplePublisher(
-        settings,
-        lambda at, interval_us: [meter.take(at, interval_us, app.samples.dropped)],
-        meter.keep,
-    )
+    app.samples = process_samples(settings, "hub", settings.hub.id)
     guard = Guard(web_token(settings.state_dir), (settings.hub.host, *settings.hub.names))
     routes = {
         "/api/catalogue": app.serve_catalogue,

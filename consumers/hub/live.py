@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -50,7 +50,6 @@ class Live:
         self.alerts = OpenAlerts()
         self._log = KafkaControlLog(bootstrap, topics=(STATS_TOPIC, ALERTS_TOPIC))
         self._catalogue = catalogue
-        self._alerts_next = 0
         self._answers: Answers | None = None
         self._asked_at = self._looked_at = 0.0
         self._asking = asyncio.Lock()
@@ -65,7 +64,7 @@ class Live:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._again(self._follow_stats))
                 tasks.create_task(self._again(self._follow_alerts))
-                tasks.create_task(self._tick())
+                tasks.create_task(self._again(self._tick))
         finally:
             self._closed = True
             await self._log.close()
@@ -136,23 +135,24 @@ class Live:
                 self._ticked.notify_all()
 
     async def _follow_stats(self) -> None:
+        self.series = Series()
         since = time.time_ns() // 1000 - ROWS_MAX * SECOND_US
-        first = await self._log.offset_at(STATS_TOPIC, since)
-        async for entries in self._log.tail(STATS_TOPIC, first):
+        async for entries in self._log.tail(STATS_TOPIC, await self._log.offset_at(STATS_TOPIC, since)):
             for _, record in entries:
                 self.series.apply(record)
 
     async def _follow_alerts(self) -> None:
-        async for entries in self._log.tail(ALERTS_TOPIC, self._alerts_next):
+        self.alerts = OpenAlerts()
+        async for entries in self._log.tail(ALERTS_TOPIC, 0):
             for offset, record in entries:
                 self.alerts.apply(offset, record)
-                self._alerts_next = offset + 1
 
-    async def _again(self, follow: Callable[[], Any]) -> None:
-        """A page that is behind is no reason to end the hub."""
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin anew whatever happens: a page that shows nothing is no reason to end the hub."""
         while True:
             try:
-                await follow()
-            except RephubError as error:
-                log.warning("the live page stands still", extra={"reason": error.message})
+                await work()
+            except Exception as error:  # noqa: BLE001 - see above
+                reason = error.message if isinstance(error, RephubError) else repr(error)
+                log.warning("the live page stands still", extra={"reason": reason})
             await asyncio.sleep(RETRY_SECONDS)

@@ -9,20 +9,17 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
-import faust
-
-from rephub.consumers.faust_parts import CODEC, options
+from rephub.consumers.faust_parts import CODEC, DaemonApp, options
 from rephub.consumers.monitor import metrics
 from rephub.consumers.monitor.runtime import Monitor
 from rephub.consumers.monitor.sinks import Sinks, sinks_of
 from rephub.core.config import Settings, load_settings
-from rephub.core.errors import RephubError
 from rephub.core.http import StatusServer
 from rephub.core.names import MONITOR_APP, MONITOR_TABLES, STATS_TOPIC
-from rephub.core.samples import ProcessMeter, SamplePublisher
+from rephub.core.samples import process_samples
 from rephub.infra.files import private_dir
 from rephub.infra.kafka.topics import CONTROL_TOPICS, MONITOR_TOPICS, create_topics
 from rephub.projections import minutes
@@ -33,15 +30,12 @@ DRAIN_SECONDS = 2.0
 """How long a stop waits for the sinks."""
 
 
-class MonitorApp(faust.App):
+class MonitorApp(DaemonApp):
     """The application: its start makes the topics and folds what is open before Faust consumes."""
 
     logger = logging.getLogger("faust.monitor")
-    settings: Settings
     watcher: Monitor | None = None
-    server: StatusServer
     sinks: Sinks
-    samples: SamplePublisher
     subjects: Any
     minutes: Any
 
@@ -62,12 +56,9 @@ class MonitorApp(faust.App):
         self.watcher = Monitor(
             chosen.id, settings.kafka.bootstrap, targets, self.subjects.get, self.sinks.offer
         )
+        self.failing = self.watcher
         await self.watcher.start()
-        self.add_future(self._ending(self.watcher.follow_events()))
-        self.add_future(self._ending(self.samples.run()))
-        self.add_future(self._ending(self.sinks.run()))
-        if self.in_worker:
-            self.add_future(self._crash_with(self.watcher))
+        self.add_ending(self.watcher.follow_events(), self.samples.run(), self.sinks.run())
 
     async def on_stop(self) -> None:
         """Stop consuming first, then let go; what sinks have not taken is handed to them at the next start."""
@@ -76,12 +67,6 @@ class MonitorApp(faust.App):
         if self.watcher is not None:
             await self.watcher.close()
         await self.server.stop()
-
-    @property
-    def failed(self) -> asyncio.Future[None]:
-        """Set to the error that ends the monitor; only after it has started."""
-        assert self.watcher is not None
-        return self.watcher.failed
 
     @property
     def ready(self) -> bool:
@@ -110,24 +95,9 @@ class MonitorApp(faust.App):
         for name, document in self.watcher.rules.to_store(stream_at):
             self.subjects[name] = document
 
-    async def _ending(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work for ever; what goes wrong ends the monitor."""
-        assert self.watcher is not None
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - whatever it is ends the monitor, with its reason
-            self.watcher.fail(error)
-
-    async def _crash_with(self, monitor: Monitor) -> None:
-        """Under Faust's own command nobody else waits for what ends it; `main.py` does under ours."""
-        try:
-            await asyncio.shield(monitor.failed)
-        except RephubError as error:
-            await self.crash(error)
-
 
 def build(settings: Settings) -> MonitorApp:
-    """The application for these settings; nothing is started or touched yet."""
+    """The application for these settings, with its directory; nothing is started yet."""
     private_dir(settings.monitor_dir)
     app = MonitorApp(MONITOR_APP, **options(settings, MONITOR_APP, settings.monitor_dir))
     app.settings = settings
@@ -137,12 +107,7 @@ def build(settings: Settings) -> MonitorApp:
     app.minutes = app.Table(windows, default=minutes.empty, partitions=1).tumbling(
         minutes.MINUTE_SECONDS, expires=minutes.KEEP_SECONDS
     )
-    meter = ProcessMeter("monitor", settings.monitor.id, settings.state_dir)
-    app.samples = SamplePublisher(
-        settings,
-        lambda at, interval_us: [meter.take(at, interval_us, app.samples.dropped)],
-        meter.keep,
-    )
+    app.samples = process_samples(settings, "monitor", settings.monitor.id)
     app.server = StatusServer(
         settings.monitor.host, settings.monitor.port, app.status, registry=metrics.registry(app)
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from agent_rig import Rig
 from qsd import StorageDaemon
 from stack import Stack
 
@@ -48,6 +49,19 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="rh-"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+async def rig(
+    request: pytest.FixtureRequest, short_dir: Path, kafka: str, redis_url: str
+) -> AsyncIterator[Rig]:
+    """An agent in this process, with the module's RIG as its settings, if there is one."""
+    found = Rig(short_dir, kafka, redis_url, **getattr(request.module, "RIG", {}))
+    try:
+        await found.start()
+        yield found
+    finally:
+        await found.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,6 @@ from rephub.schemas import events as ev
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu]
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
 
 
 @pytest.fixture

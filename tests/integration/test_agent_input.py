@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,6 @@ from rephub.schemas import events as ev
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu]
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,8 @@ MIB = 1 << 20
 SIZE = 32 * MIB
 
 
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url, watchdog_seconds=2.0)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
+RIG = {"watchdog_seconds": 2.0}
+"""Settings of the agent."""
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,15 +28,9 @@ GRANULE = 64 * KIB
 SIZE = 64 * MIB
 
 
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    # Records are short: some rotations happen in each test.
-    rig = Rig(short_dir, kafka, redis_url, rotate_seconds=1)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
+# Records are short: some rotations happen in each test.
+RIG = {"rotate_seconds": 1}
+"""Settings of the agent."""
 
 
 class Site(ProtectedDisk):

@@ -36,16 +36,6 @@ LATE, THEIRS = MIB, 3 * MIB
 
 
 @pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
-
-
-@pytest.fixture
 def qsd(short_dir: Path) -> Iterator[StorageDaemon]:
     daemon = StorageDaemon(short_dir / "q", [SIZE])
     yield daemon

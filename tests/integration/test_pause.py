@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,16 +21,6 @@ KIB = 1 << 10
 MIB = 1 << 20
 SIZE = 32 * MIB
 GRANULE = 64 * KIB
-
-
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
 
 
 class Site(ProtectedDisk):

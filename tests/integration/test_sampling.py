@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.qemu]
 MIB = 1 << 20
 SIZE = 64 * MIB
 TEXT = b"All happy families are alike; each unhappy family is unhappy in its own way. "
-
-
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def test_readable_data_that_are_encrypted_have_turned(rig: Rig, short_dir: Path) -> None:

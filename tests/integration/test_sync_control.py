@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,8 @@ MIB = 1 << 20
 SIZE = 24 * MIB
 
 
-@pytest.fixture
-async def rig(short_dir: Path, kafka: str, redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(short_dir, kafka, redis_url, syncs_max=1)
-    try:
-        await rig.start()
-        yield rig
-    finally:
-        await rig.close()
+RIG = {"syncs_max": 1}
+"""Settings of the agent."""
 
 
 @pytest.fixture
