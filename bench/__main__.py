@@ -18,8 +18,8 @@ MEASUREMENTS = {
     "monitoring": monitoring.measure,
 }
 
-SLOW = {"recovery"}
-"""Not in a quick run: a journal is not long in seconds."""
+SLOW = {"recovery", "monitoring"}
+"""Not in a quick run: a journal is not long in seconds, and two stacks are not started in them."""
 
 
 def main() -> None:
