@@ -9,7 +9,7 @@ from rephub.core.errors import ConflictError
 from rephub.projections import states
 from rephub.projections.entities import Diskbox, DiskboxRequest
 from rephub.projections.fleet_states import DISKBOX
-from rephub.projections.fold_volume import known_volume, move
+from rephub.projections.fold_volume import known_volume, move, stop
 from rephub.schemas import events as ev
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def _diskbox_lost(catalogue: Catalogue, event: ev.DiskboxLost) -> None:
         if volume.diskbox != box.name or volume.unprotect_id or volume.state == "paused":
             continue
         if states.may(volume.state, "stopped"):
-            reason = f"diskbox {box.name} is lost: {event.reason}"
-            move(volume, "stopped", event.at, reason)
-            volume.stopped = reason
+            stop(catalogue, volume, event.at, f"diskbox {box.name} is lost: {event.reason}")
 
 
 def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:

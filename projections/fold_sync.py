@@ -34,6 +34,14 @@ def begin_sync(catalogue: Catalogue, volume: Volume, event: ev.VolumeSyncStarted
     )
 
 
+def cannot_compare(catalogue: Catalogue, volume: Volume, reason: str) -> None:
+    """The recovery volume has stopped: there is nothing sound to compare with, and the agent copies in full."""
+    comparison = catalogue.comparison_of(volume.name)
+    if comparison is not None and comparison.sync and not comparison.ended:
+        comparison.state, comparison.extents, comparison.reason = "failed", [], reason
+    volume.to_compare = False
+
+
 def end_sync(catalogue: Catalogue, volume: Volume) -> None:
     """Sync is complete."""
     comparison = catalogue.comparison_of(volume.name)

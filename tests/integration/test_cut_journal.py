@@ -70,9 +70,11 @@ def log_file(broker: Broker, volume: str) -> Path:
     return broker.directory / "data" / f"{journal_topic(volume)}-0" / f"{0:020}.log"
 
 
+@pytest.mark.parametrize("notes", ["kept", "lost"])
 async def test_offsets_that_are_given_out_again_are_recognised(
-    rig: Rig, site: DiskboxSite, broker: Broker, qsd: StorageDaemon
+    rig: Rig, site: DiskboxSite, broker: Broker, qsd: StorageDaemon, notes: str
 ) -> None:
+    """With QEMU's notes of what was written, and without: then the diskbox is asked to compare, and stops meanwhile."""
     volume, load = fresh(), Load(qsd.uri())
     load("write", start=0, length=MIB, seed=1)
     await rig.protect(volume, qsd.qmp, "disk0", SIZE, diskbox=site.box)
@@ -89,6 +91,11 @@ async def test_offsets_that_are_given_out_again_are_recognised(
 
     # This process, and the diskbox in it, stand still until others have the offsets.
     broker.kill()
+    if notes == "lost":
+        for node in qsd.execute("query-named-block-nodes")["return"]:
+            names = [bitmap["name"] for bitmap in node.get("dirty-bitmaps", ()) if "name" in bitmap]
+            for name in names:
+                qsd.execute("block-dirty-bitmap-remove", node=node["node-name"], name=name)
     os.truncate(log_file(broker, volume), kept_bytes)
     broker.start()
     number = 0

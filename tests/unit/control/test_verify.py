@@ -273,6 +273,41 @@ def test_a_seed_is_compared_in_the_next_epoch_if_capture_is_lost() -> None:
     assert state_of(replay(world.log)) == state_of(world.catalogue)
 
 
+def stopped(world: World) -> ev.VolumeStopped:
+    """The diskbox's word that the journal diverged."""
+    return ev.VolumeStopped(
+        id="stopped", at=world.now, source="diskbox/d1", hub_epoch=0, cause_id="journal", volume="v1", offset=7,
+        error=UnavailableError("the journal diverged").to_json(),
+    )  # fmt: skip
+
+
+def test_nothing_is_compared_with_a_recovery_volume_that_stopped() -> None:
+    world = World()
+    run = seeding(world)
+    volume = world.catalogue.volumes["v1"]
+    assert world.append(stopped(world))
+    assert (run.state, run.extents, volume.to_compare) == ("failed", [], False)
+    assert "diverged" in run.reason
+    world.send(world.command(cmd.Resync, volume="v1"))
+    events = world.settle()
+    assert [event.mode for event in events if isinstance(event, ev.VolumeSyncStarted)] == ["full"]
+    assert volume.synced_epoch == volume.epoch == 2
+    assert state_of(replay(world.log)) == state_of(world.catalogue)
+
+
+def test_an_agent_that_does_not_know_of_the_stop_hears_that_nothing_is_compared() -> None:
+    world = World()
+    world.send(world.protect_command(seed="/copy.raw"))
+    while not isinstance(compare := world.due()[0], ev.VolumeSyncStarted):
+        world.append(compare)
+    assert compare.mode == "compare"
+    assert world.append(stopped(world))
+    assert world.append(compare)
+    assert world.catalogue.comparisons[world.catalogue.volumes["v1"].attachment_id].state == "failed"
+    events = world.settle()
+    assert [event.mode for event in events if isinstance(event, ev.VolumeSyncStarted)] == ["full"]
+
+
 EXTENTS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 20)), max_size=30)
 
 
