@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,22 +115,13 @@ def main(descriptor: int, options: UpOptions) -> int:
 
 
 def _as_json(options: UpOptions) -> str:
-    return json.dumps(
-        {
-            "state_dir": str(options.state_dir),
-            "config": str(options.config) if options.config else None,
-            "bootstrap": options.bootstrap,
-            "redis": options.redis,
-            "compose": options.compose,
-            "restart": options.restart,
-        }
-    )
+    return json.dumps(asdict(options), default=str)
 
 
 def _from_json(text: str) -> UpOptions:
     document = json.loads(text)
-    config = Path(document.pop("config")) if document["config"] else document.pop("config")
-    return UpOptions(state_dir=Path(document.pop("state_dir")), config=config, **document)
+    config = document.pop("config")
+    return UpOptions(Path(document.pop("state_dir")), Path(config) if config else None, **document)
 
 
 if __name__ == "__main__":
