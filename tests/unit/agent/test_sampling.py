@@ -68,7 +68,9 @@ def test_known_entropies() -> None:
 
 def test_what_zlib_leaves() -> None:
     assert packed_part(NOISE) == 1
-    assert packed_part(TEXT) == len(zlib.compress(TEXT, 1)) / BLOCK_BYTES < 0.05
+    # Without the 6 bytes of zlib's own around it.
+    assert math.isclose(packed_part(TEXT), (len(zlib.compress(TEXT, 1)) - 6) / BLOCK_BYTES, abs_tol=0.001)
+    assert packed_part(TEXT) < 0.05
 
 
 def test_one_block_in_64_is_chosen_in_each_group() -> None:
