@@ -235,6 +235,7 @@ class Rules:
         self._mark(stream_at, sample)
 
     def _look(self, offset: int, stream_at: int) -> list[Transition]:
+        self._forget()
         found = []
         for finding in self._findings(stream_at):
             key = Key(finding.rule.name, finding.rule.subject_kind, finding.subject)
@@ -246,6 +247,16 @@ class Rules:
                 gone = Finding(RULES[key.rule], key.subject, 0.0, raised.threshold, f"{key.subject} is gone")
                 found.append(Transition(raised=False, key=key, finding=gone, since=stream_at))
         return found
+
+    def _forget(self) -> None:
+        """What is known of volumes that nobody protects any more; one that comes back has what the table remembers."""
+        live = {volume.name for volume in self._catalogue().volumes.values() if volume.live}
+        for known in (self._captures, self._projections, self._marks, self._suspicions):
+            for name in known.keys() - live:
+                del known[name]
+        for name in self._subjects.keys() - {f"volume/{volume}" for volume in live}:
+            if name.startswith("volume/"):
+                del self._subjects[name]
 
     def _is_gone(self, key: Key) -> bool:
         """Whether nobody looks at the subject any more; a rule that is not known here is another version's."""

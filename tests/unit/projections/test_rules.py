@@ -190,6 +190,9 @@ def test_what_is_gone_is_cleared() -> None:
     site.world.done(site.world.command(commands.Unprotect, volume="v1", purge=False))
     found = site.healthy()
     assert names(found) == [("rpo_over_target", False)]
+    site.second_of(process(site.second, "agent/a1"))
+    kept = {name: value for name, value in vars(site.rules).items() if "v1" in str(value)}
+    assert not kept.keys() - {"_catalogue", "_alerts"}, "what is gone takes no memory"
 
 
 def test_the_last_good_offset_is_from_before_the_suspicion() -> None:
