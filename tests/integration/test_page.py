@@ -37,6 +37,9 @@ FOUND = "#picked[aria-busy=false] #point-facts"
 DRAW_MS_MAX = 1000
 """Longest time that the page may not react, with ten thousand checkpoints, on two cores that have the load to carry, too."""
 
+HISTORY_SECONDS = 15
+"""A volume has so much of a past before a page is opened: points are picked from it."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -75,6 +78,7 @@ def site() -> Iterator[Site]:
             worker.start()
         time.sleep(1)  # something to see before the checkpoint
         stack.run("checkpoint", "create", "before-upgrade", "--group", "shop")
+        time.sleep(HISTORY_SECONDS)
         yield Site(stack, web, (state_dir / "web-token").read_text().strip())
     finally:
         stop.set()
