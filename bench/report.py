@@ -141,6 +141,7 @@ def write_page(results: Path) -> None:
 def _held(figures: list[Figure], cores: int) -> str:
     """The section about CPU time; empty where a run was without one of its figures."""
     by_name = {figure.what: figure for figure in figures}
+    peers = {figure.what: figure.peer_value for figure in figures if figure.peer_value}
     second = cores * 1e6
     text = _HELD.format(cores=cores)
     try:
@@ -149,7 +150,7 @@ def _held(figures: list[Figure], cores: int) -> str:
                 by_name[f"{part}'s CPU of a write of {kib} KiB"].value
                 for part in ("agent", "broker", "diskbox")
             )
-            mirror = second / _mirrored_per_second(by_name, kib)
+            mirror = second / _mirrored_per_second(peers, kib)
             measured = by_name[f"sustained, {kib} KiB, guest to acked in Kafka"].value
             holds = second / (spent + mirror)
             text += f"| {kib} KiB | {shown(spent)} µs | {shown(mirror)} µs | {shown(holds)}/s | {shown(measured)}/s | {measured / holds:.2f} |\n"
@@ -158,10 +159,9 @@ def _held(figures: list[Figure], cores: int) -> str:
     return text
 
 
-def _mirrored_per_second(by_name: dict[str, Figure], kib: int) -> float:
+def _mirrored_per_second(peers: dict[str, float], kib: int) -> float:
     """Writes a second of QEMU's mirror into null."""
     if kib == 4:
-        return by_name["4 KiB, depth 32"].peer_value or 0.0
+        return peers["4 KiB, depth 32"]
     depth = 8 if kib == 64 else 4
-    burst = by_name[f"burst of 64 MiB in writes of {kib} KiB, depth {depth}"]
-    return (burst.peer_value or 0.0) * 1e6 / (kib << 10)
+    return peers[f"burst of 64 MiB in writes of {kib} KiB, depth {depth}"] * 1e6 / (kib << 10)

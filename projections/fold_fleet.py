@@ -9,7 +9,7 @@ from rephub.core.errors import ConflictError
 from rephub.projections import states
 from rephub.projections.entities import Diskbox, DiskboxRequest
 from rephub.projections.fleet_states import DISKBOX
-from rephub.projections.fold_volume import known_volume, move, stop
+from rephub.projections.fold_volume import known_volume, move
 from rephub.schemas import events as ev
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def _diskbox_lost(catalogue: Catalogue, event: ev.DiskboxLost) -> None:
         if volume.diskbox != box.name or volume.unprotect_id or volume.state == "paused":
             continue
         if states.may(volume.state, "stopped"):
-            stop(catalogue, volume, event.at, f"diskbox {box.name} is lost: {event.reason}")
+            reason = f"diskbox {box.name} is lost: {event.reason}"
+            # A comparison that is under way waits: the copy is as it was, if the diskbox comes back.
+            move(volume, "stopped", event.at, reason)
+            volume.stopped = reason
 
 
 def _volume_placed(catalogue: Catalogue, event: ev.VolumePlaced) -> None:

@@ -146,7 +146,7 @@ def _filter_attached(catalogue: Catalogue, event: ev.FilterAttached) -> None:
         volume.node = event.node
         # A node that nobody uses for now keeps the device by which it may be found again.
         volume.device = event.device or volume.device
-    volume.to_compare = not volume.stopped and (volume.to_compare or bool(event.compare))
+    volume.to_compare = not _is_broken(catalogue, volume) and (volume.to_compare or bool(event.compare))
     volume.bitmap = _left_bitmap(event)
     volume.attached = volume.attached_before = True
     if event.offset >= volume.made_offset:
@@ -184,7 +184,7 @@ def _sync_started(catalogue: Catalogue, event: ev.VolumeSyncStarted) -> None:
     if event.mode == "compare":
         # Also of a volume that stopped meanwhile: the agent waits for its comparison, or for word that there is none.
         fold_sync.begin_sync(catalogue, volume, event)
-        if volume.stopped:
+        if _is_broken(catalogue, volume):
             fold_sync.cannot_compare(catalogue, volume, volume.stopped)
     elif volume.state not in ("syncing", "resyncing"):
         raise ConflictError(f"a volume that is {volume.state} does not sync")
@@ -250,18 +250,15 @@ def _resync_requested(catalogue: Catalogue, event: ev.ResyncRequested) -> None:
 def _volume_stopped(catalogue: Catalogue, event: ev.VolumeStopped) -> None:
     volume = known_volume(catalogue, event.volume)
     reason = f"stopped at offset {event.offset}: {message(event.error)}"
-    stop(catalogue, volume, event.at, reason)
-
-
-def stop(catalogue: Catalogue, volume: Volume, at: int, reason: str) -> None:
-    """Nothing is applied to the recovery volume any more.
-
-    Raises:
-        ConflictError: its state does not allow it.
-    """
-    move(volume, "stopped", at, reason)
+    move(volume, "stopped", event.at, reason)
     volume.stopped = reason
     fold_sync.cannot_compare(catalogue, volume, reason)
+
+
+def _is_broken(catalogue: Catalogue, volume: Volume) -> bool:
+    """Its diskbox has stopped it; one whose diskbox is lost is as it was, if that comes back."""
+    box = catalogue.diskboxes.get(volume.diskbox)
+    return bool(volume.stopped) and not (box is not None and box.lost)
 
 
 def _volume_resumed(catalogue: Catalogue, event: ev.VolumeResumed) -> None:

@@ -196,6 +196,8 @@ class Rules:
         if isinstance(sample, stats.RECORDS):
             self._begun = self._begun or stream_at
             self._heard[sample.source] = max(stream_at, self._heard.get(sample.source, 0))
+        if isinstance(sample, stats.ProcessSample):
+            self._processes[sample.source] = (sample, (sample.at - stream_at) / SECOND_US)
         if isinstance(sample, stats.ProjectionSample):
             self._projections[sample.volume] = sample
         if isinstance(sample, stats.CaptureSample):

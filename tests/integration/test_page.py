@@ -78,7 +78,8 @@ def site() -> Iterator[Site]:
             worker.start()
         time.sleep(1)  # something to see before the checkpoint
         stack.run("checkpoint", "create", "before-upgrade", "--group", "shop")
-        time.sleep(HISTORY_SECONDS)
+        while (stack.status("orders")["window_seconds"] or 0) < HISTORY_SECONDS:
+            time.sleep(0.5)
         yield Site(stack, web, (state_dir / "web-token").read_text().strip())
     finally:
         stop.set()

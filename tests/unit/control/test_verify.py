@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_world import DISK_BYTES, SECOND, World, compared, digested, lost, replay, state_of
+from control_world import DISK_BYTES, SECOND, World, attached, compared, digested, lost, replay, state_of
 from rephub.core.errors import (
     ConflictError,
     DeadlineError,
@@ -293,6 +293,28 @@ def test_nothing_is_compared_with_a_recovery_volume_that_stopped() -> None:
     assert [event.mode for event in events if isinstance(event, ev.VolumeSyncStarted)] == ["full"]
     assert volume.synced_epoch == volume.epoch == 2
     assert state_of(replay(world.log)) == state_of(world.catalogue)
+
+
+def test_a_comparison_waits_for_a_diskbox_that_is_lost() -> None:
+    world = World()
+    run = seeding(world)
+    volume = world.catalogue.volumes["v1"]
+    assert world.append(
+        ev.DiskboxLost(
+            id="l",
+            at=world.now,
+            source="hub/h",
+            hub_epoch=0,
+            diskbox=volume.diskbox,
+            reason="silent",
+            off=False,
+        )
+    )
+    assert volume.stopped
+    assert (run.state, volume.to_compare) == ("digesting", True)
+    world.append(lost(volume, world.now))
+    world.append(attached(volume, 2, world.now, "again"))
+    assert (volume.epoch, volume.to_compare) == (2, True)
 
 
 def test_an_agent_that_does_not_know_of_the_stop_hears_that_nothing_is_compared() -> None:
